@@ -1,0 +1,94 @@
+"""What a data set is: three splits of uint8 images, and the options that choose them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cae_raw.errors import InputError
+
+Progress = Callable[[str, int, "int | None"], None]
+"""Called as progress(what, done, total); total is None where it is not known."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split, kept as uint8 until a batch is made.
+
+    images: uint8, shape (N, C, H, W), C-contiguous, values 0..255; may be read-only.
+    labels: int64, shape (N,), or None when the data set has none.
+    names: one name per image (file names for `folder`), or None.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            raise ValueError(
+                f"images must be uint8 (N, C, H, W), not {self.images.dtype} {self.images.shape}"
+            )
+        if not self.images.flags.c_contiguous:
+            raise ValueError("images must be C-contiguous")
+        n = len(self.images)
+        if self.labels is not None and (self.labels.shape != (n,) or self.labels.dtype != np.int64):
+            raise ValueError(f"labels must be int64 of shape ({n},), not {self.labels.shape}")
+        if self.names is not None and len(self.names) != n:
+            raise ValueError(f"{len(self.names)} names for {n} images")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, c, h, w = self.images.shape
+        return c, h, w
+
+    def limit(self, n: int) -> Split:
+        """The first n examples as views; all of them when there are fewer.
+
+        Raises InputError when n < 1.
+        """
+        if n < 1:
+            raise InputError(f"cannot limit a split to {n} images: give 1 or more")
+        return Split(
+            self.images[:n],
+            None if self.labels is None else self.labels[:n],
+            None if self.names is None else self.names[:n],
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named data set; `notes` are one-line things that the user should be told."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How to find or make a data set; each data set reads the fields that concern it.
+
+    data_dir: the folder with the files (mnist, cifar10) or with the images (folder).
+    size: `folder` only; images become size x size.
+    seed: draws `shapes` and splits `folder`. It is not the training seed, so that runs with
+        different training seeds are compared on the same data.
+    channels: `folder` only; 1 (gray) or 3 (RGB, the default).
+    """
+
+    data_dir: Path | None = None
+    size: int | None = None
+    seed: int = 0
+    channels: int | None = None
+    progress: Progress | None = None
