@@ -1,0 +1,171 @@
+"""The configurations that are checked: small, not square, odd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from cae_raw.backends import NUMPY, Backend
+from cae_raw.errors import InputError
+from cae_raw.layers import (
+    LAYERS,
+    Conv2d,
+    Flatten,
+    Layer,
+    Linear,
+    MaxPool2d,
+    MaxUnpool2d,
+    Pad2d,
+    ReLU,
+    Sequential,
+    Tanh,
+    Trace,
+    Unflatten,
+)
+from cae_raw.models import MODELS, Autoencoder
+
+Array = Any
+Shape = tuple[int, ...]
+Make = Callable[[np.random.Generator], Layer]
+
+
+def _pool_and_unpool(*args: Any, **kwargs: Any) -> Layer:
+    pool = MaxPool2d(*args, **kwargs)
+    return Sequential(pool, MaxUnpool2d(pool))
+
+
+# Per layer: how it is made, and the shape of a batch.
+LAYER_CASES: dict[str, list[tuple[Make, Shape]]] = {
+    "Conv2d": [
+        (lambda rng: Conv2d(3, 4, 3, padding=1, rng=rng), (2, 3, 5, 7)),
+        (lambda rng: Conv2d(5, 2, (2, 3), padding=(1, 3), rng=rng), (3, 5, 7, 4)),
+        (lambda rng: Conv2d(2, 3, (3, 1), stride=(2, 3), padding=(2, 0), rng=rng), (2, 2, 6, 5)),
+        (lambda rng: Conv2d(4, 1, (5, 3), stride=2, padding=1, rng=rng), (1, 4, 3, 7)),
+        (lambda rng: Conv2d(1, 1, 1, rng=rng), (1, 1, 1, 1)),
+        (lambda rng: Sequential(Conv2d(3, 5, 3, rng=rng), Tanh()), (2, 3, 4, 5)),
+        (lambda rng: Sequential(Conv2d(5, 3, 3, padding=2, rng=rng), ReLU()), (2, 5, 3, 4)),
+    ],
+    "MaxPool2d": [
+        (lambda rng: MaxPool2d(2), (2, 3, 4, 6)),
+        (lambda rng: MaxPool2d((3, 2), stride=(1, 2), padding=(1, 0)), (1, 2, 5, 7)),
+        (lambda rng: MaxPool2d((1, 3), stride=(2, 4)), (3, 1, 5, 8)),
+    ],
+    "MaxUnpool2d": [
+        (lambda rng: _pool_and_unpool(2), (2, 3, 4, 6)),
+        (lambda rng: _pool_and_unpool((2, 3), padding=(1, 1)), (1, 2, 5, 7)),
+    ],
+    "Linear": [
+        (lambda rng: Linear(7, 5, rng=rng), (3, 7)),
+        (lambda rng: Linear(1, 1, rng=rng), (1, 1)),
+        (lambda rng: Sequential(Linear(3, 11, rng=rng), Tanh()), (5, 3)),
+        (lambda rng: Sequential(Linear(11, 3, rng=rng), ReLU()), (4, 11)),
+    ],
+    "ReLU": [(lambda rng: ReLU(), (2, 3, 5, 7)), (lambda rng: ReLU(), (3, 11))],
+    "Tanh": [(lambda rng: Tanh(), (2, 3, 5, 7)), (lambda rng: Tanh(), (3, 11))],
+    "Flatten": [(lambda rng: Flatten(), (2, 3, 5, 4))],
+    "Unflatten": [(lambda rng: Unflatten((3, 5, 4)), (2, 60))],
+    "Pad2d": [
+        (lambda rng: Pad2d((1, 0, 2, 3)), (2, 3, 5, 4)),
+        (lambda rng: Pad2d(2), (1, 1, 1, 3)),
+    ],
+}
+
+# Per model: the options it is built with, and the shape of a batch.
+MODEL_CASES: dict[str, list[tuple[dict[str, Any], Shape]]] = {
+    "single-layer": [
+        ({"channels": 3, "filters": 8}, (2, 3, 7, 5)),
+        ({"channels": 1, "filters": 32}, (3, 1, 6, 9)),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A layer or model to check: its registered name, how it is made, the shape of a batch."""
+
+    name: str
+    make: Make
+    shape: Shape
+    seed: int = 0
+
+    def build(self) -> Sequential:
+        """A stack with this layer in it, or the model; always with the same parameters."""
+        layer = self.make(self.rng())
+        return layer if isinstance(layer, Sequential) else Sequential(layer)
+
+    def rng(self, stream: int = 0) -> np.random.Generator:
+        return np.random.default_rng([self.seed, stream])
+
+    def draw(self, rng: np.random.Generator) -> Array:
+        """A float64 batch of evenly spaced values in (-1, 1) in random order: no ties, no 0."""
+        size = prod(self.shape)
+        values = (np.arange(size) + 0.7) / max(1, size) * 2 - 1
+        return rng.permutation(values).reshape(self.shape)
+
+    def __str__(self) -> str:
+        stack = self.build()
+        if isinstance(stack, Autoencoder):
+            return f"{stack.options} on {self.shape}"
+        return f"{' -> '.join(map(repr, stack.stack))} on {self.shape}"
+
+
+def configurations(name: str) -> list[Configuration]:
+    """Those of a registered layer or model.
+
+    Raises:
+        InputError: if it has none; an empty list would pass for a success.
+    """
+    if name in LAYERS:
+        table, makes = "LAYER_CASES", LAYER_CASES.get(name, [])
+    else:
+        table = "MODEL_CASES"
+        makes = [(_maker(name, options), shape) for options, shape in MODEL_CASES.get(name, [])]
+    if not makes:
+        raise InputError(f"{name} has no configuration: add one to cae_raw.gradcheck.cases.{table}")
+    return [Configuration(name, make, shape, seed) for seed, (make, shape) in enumerate(makes)]
+
+
+def _maker(name: str, options: dict[str, Any]) -> Make:
+    def make(rng: np.random.Generator) -> Layer:
+        return MODELS[name](**options, rng=rng)
+
+    return make
+
+
+def run_both_ways(
+    stack: Sequential, x: Array, dy: Array, trace: Trace, backend: Backend = NUMPY
+) -> dict[str, Array]:
+    """Output, input gradient and parameter gradients, under "output", "input" and their names.
+
+    The parameter gradients are NaN before the backward pass, which must overwrite them.
+    """
+    y = stack.forward(backend.asarray(x), trace)
+    poison = np.full(stack.parameters.shape, np.nan, x.dtype)
+    gradients = stack.split(backend.asarray(poison))
+    dx = stack.backward(backend.asarray(dy), trace, gradients)
+    return {"output": y, "input": dx, **gradients}
+
+
+def decisions(stack: Sequential, trace: Trace, backend: Backend = NUMPY) -> list[Array]:
+    """What chose between branches in a forward pass: signs of ReLUs, maxima of poolings."""
+    found = []
+    for layer in stack.stack:
+        if isinstance(layer, ReLU):
+            found.append(backend.to_numpy(trace[layer]) > 0)
+        elif isinstance(layer, MaxPool2d):
+            found.append(backend.to_numpy(trace[layer][0]))
+    return found
+
+
+def same(first: list[Array], second: list[Array]) -> bool:
+    """True when two lists of decisions agree."""
+    return all(map(np.array_equal, first, second))
+
+
+def label(stack: Sequential, what: str) -> str:
+    """A parameter's name, without its position where there is only one layer."""
+    return what.removeprefix("0.") if len(stack.stack) == 1 else what

@@ -1,0 +1,56 @@
+"""What a model is beyond a stack of layers: range of values, code, how to build it again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cae_raw.layers import Layer, Sequential
+from cae_raw.layers.base import Array
+
+
+class Autoencoder(Sequential):
+    """A stack of layers that reconstructs its input.
+
+    Args:
+        layers: encoder, then decoder.
+        encoder_length: how many of the layers make up the encoder.
+        channels: of the images it takes and returns.
+        value_range: images are scaled from bytes to these bounds, and back.
+        halo: how many rows above or below an output row can influence it; None when a model is
+            not fully convolutional and takes one image size only.
+        loss: the loss it is trained with by default, a name in `cae_raw.layers.loss.LOSSES`.
+        penalised: names of the weights that an L2 penalty goes to: (encoder, decoder).
+        name, options: with them `cae_raw.models.build` makes the same model again.
+    """
+
+    def __init__(
+        self,
+        *layers: Layer,
+        encoder_length: int,
+        channels: int,
+        value_range: tuple[float, float] = (-1.0, 1.0),
+        halo: int | None = None,
+        loss: str = "half_mse",
+        penalised: tuple[tuple[str, ...], tuple[str, ...]] = ((), ()),
+        name: str = "custom",
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(*layers)
+        self.encoder_length = encoder_length
+        self.channels = channels
+        self.value_range = value_range
+        self.halo = halo
+        self.loss = loss
+        self.penalised = penalised
+        self.name = name
+        self.options = options or {}
+
+    def encode(self, x: Array) -> Array:
+        """The code of a batch x (N, C, H, W), scaled to the value range."""
+        return self.forward(x, until=self.encoder_length)
+
+    def l2(self, coefficient: float, decoder: bool = False) -> dict[str, float]:
+        """The penalty as optimizers take it: on the encoder's weights, the decoder's on request."""
+        encoder_names, decoder_names = self.penalised
+        names = encoder_names + (decoder_names if decoder else ())
+        return dict.fromkeys(names, coefficient)

@@ -1,0 +1,38 @@
+"""The single-layer autoencoder of the article on convolutional autoencoders in TensorFlow.
+
+    zero-pad 2 -> Conv2d C -> F, 3x3 -> tanh         the code: (N, F, H+2, W+2)
+               -> Conv2d F -> C, 3x3 -> tanh         the reconstruction: (N, C, H, W)
+
+Images are scaled to [-1, 1]. The objective is half_mse + l2 * sum(encoder weights^2); the article's
+formula names the decoder's weights as well, its code leaves them alone, so they join on request.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cae_raw.layers import Conv2d, Tanh
+from cae_raw.models.autoencoder import Autoencoder
+
+
+def single_layer(
+    channels: int = 3, filters: int = 32, rng: np.random.Generator | None = None
+) -> Autoencoder:
+    """Build it for images of any size with `channels` channels.
+
+    Weights are drawn from `rng` (None: from the operating system) by the truncated-normal rule.
+    """
+    return Autoencoder(
+        Conv2d(channels, filters, 3, padding=2, rng=rng, init="truncated_normal"),
+        Tanh(),
+        Conv2d(filters, channels, 3, rng=rng, init="truncated_normal"),
+        Tanh(),
+        encoder_length=2,
+        channels=channels,
+        value_range=(-1.0, 1.0),
+        halo=2,
+        loss="half_mse",
+        penalised=(("0.weight",), ("2.weight",)),
+        name="single-layer",
+        options={"channels": channels, "filters": filters},
+    )

@@ -1,0 +1,19 @@
+"""Pure functions on arrays: formula, NumPy reference and CUDA launcher of each operation."""
+
+from __future__ import annotations
+
+from cae_raw.ops import activation, batch, conv2d, linear, loss, optim, pad2d, pool2d
+from cae_raw.ops.registry import OPS, Op
+
+__all__ = [
+    "OPS",
+    "Op",
+    "activation",
+    "batch",
+    "conv2d",
+    "linear",
+    "loss",
+    "optim",
+    "pad2d",
+    "pool2d",
+]
