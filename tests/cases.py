@@ -1,0 +1,414 @@
+"""Awkward inputs for every operation: one element, none, odd, prime, larger than a tile.
+
+`CASES` maps each name in OPS to its cases. A case makes its arguments from a random generator, as
+NumPy arrays, and says how many terms its longest sum has; tests run it on the reference and on the
+kernels. Shapes share compile-time constants where they can, because each set is compiled anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cae_raw.ops.windows import Pair, output_size
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """`terms` is the length of the longest sum behind one output element, R of the tolerance."""
+
+    op: str
+    name: str
+    make: Callable[[np.random.Generator], Arguments]
+    terms: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.name}"
+
+
+CASES: dict[str, list[Case]] = {}
+
+
+def add(
+    op: str, name: str, make: Callable[[np.random.Generator], Arguments], terms: int = 1
+) -> None:
+    cases = CASES.setdefault(op, [])
+    assert name not in [c.name for c in cases], f"{op}: two cases are called {name}"
+    cases.append(Case(op, name, make, max(terms, 1)))
+
+
+def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def distinct(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """No two values are equal, so that the place of a maximum is beyond doubt."""
+    n = math.prod(shape)
+    return rng.permutation(np.linspace(-1, 1, n, dtype=np.float32)).reshape(shape)
+
+
+def weights(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Scaled so that outputs are about 1: what tanh then does to an error is of the same size."""
+    return normal(rng, *shape) / np.float32(math.sqrt(math.prod(shape[1:])))
+
+
+# --- conv2d ---------------------------------------------------------------------------------
+
+# name: N, (C, O), (H, W), kernel size, stride, padding
+CONVOLUTIONS: dict[str, tuple[int, Pair, Pair, Pair, Pair, Pair]] = {
+    "encoder": (2, (3, 32), (36, 36), (3, 3), (1, 1), (0, 0)),
+    "encoder-narrow": (1, (3, 32), (70, 4), (3, 3), (1, 1), (1, 1)),
+    "encoder-wide": (1, (3, 32), (3, 132), (3, 3), (1, 1), (0, 0)),
+    "encoder-one-output": (1, (3, 32), (3, 3), (3, 3), (1, 1), (0, 0)),
+    "encoder-empty": (0, (3, 32), (5, 4), (3, 3), (1, 1), (1, 1)),
+    "decoder": (2, (32, 3), (13, 34), (3, 3), (1, 1), (0, 0)),
+    "gray-encoder": (1, (1, 32), (11, 9), (3, 3), (1, 1), (0, 0)),
+    "gray-decoder": (2, (32, 1), (10, 7), (3, 3), (1, 1), (0, 0)),
+    "deep-3-12": (1, (3, 12), (9, 16), (3, 3), (1, 1), (1, 1)),
+    "deep-12-12": (2, (12, 12), (8, 8), (3, 3), (1, 1), (1, 1)),
+    "deep-12-12-padded": (1, (12, 12), (5, 7), (3, 3), (1, 1), (2, 2)),
+    "deep-12-24": (1, (12, 24), (7, 6), (3, 3), (1, 1), (1, 1)),
+    "deep-24-12": (1, (24, 12), (7, 6), (3, 3), (1, 1), (1, 1)),
+    "deep-12-3": (1, (12, 3), (6, 13), (3, 3), (1, 1), (1, 1)),
+    "rows-not-columns": (2, (2, 5), (11, 9), (5, 3), (1, 1), (2, 1)),
+    "padding-beyond-the-window": (1, (2, 5), (4, 3), (5, 3), (1, 1), (6, 5)),
+    "one-by-one": (3, (13, 7), (5, 6), (1, 1), (1, 1), (0, 0)),
+    "one-by-one-padded": (1, (13, 7), (4, 4), (1, 1), (1, 1), (1, 2)),
+    "single-value": (1, (1, 1), (1, 1), (1, 1), (1, 1), (0, 0)),
+    "stride-above-kernel": (2, (2, 3), (17, 23), (3, 2), (4, 5), (1, 0)),
+    "strides": (2, (3, 4), (13, 18), (4, 4), (2, 3), (1, 2)),
+    "many-channels": (1, (5, 40), (6, 5), (3, 3), (1, 1), (1, 1)),
+    "window-beyond-a-tile": (2, (2, 3), (10, 6), (48, 3), (1, 2), (20, 1)),
+}
+
+
+def _convolutions() -> None:
+    activations = (None, "relu", "tanh")
+    for number, (name, conv) in enumerate(CONVOLUTIONS.items()):
+        n, (c, o), size, kernel, stride, padding = conv
+        oh, ow = (output_size(*a) for a in zip(size, kernel, stride, padding, strict=True))
+        x, w, dy = (n, c, *size), (o, c, *kernel), (n, o, oh, ow)
+        window = {"stride": stride, "padding": padding}
+        activation = activations[number % 3]
+        taps = kernel[0] * kernel[1]
+
+        add(
+            "conv2d_forward",
+            name,
+            lambda rng, x=x, w=w, o=o, window=window, activation=activation: (
+                (normal(rng, *x), weights(rng, *w), normal(rng, o)),
+                {**window, "activation": activation},
+            ),
+            c * taps + 1,
+        )
+        add(
+            "conv2d_backward_input",
+            name,
+            lambda rng, dy=dy, w=w, size=size, window=window: (
+                (normal(rng, *dy), normal(rng, *w)),
+                {**window, "input_size": size},
+            ),
+            o * taps,
+        )
+        add(
+            "conv2d_backward_weight",
+            name,
+            lambda rng, dy=dy, x=x, kernel=kernel, window=window: (
+                (normal(rng, *dy), normal(rng, *x)),
+                {**window, "kernel_size": kernel},
+            ),
+            n * oh * ow,
+        )
+        if name in ("encoder", "encoder-empty", "single-value", "strides"):
+            add(
+                "conv2d_backward_bias",
+                name,
+                lambda rng, dy=dy: ((normal(rng, *dy),), {}),
+                n * oh * ow,
+            )
+    for activation in activations:
+        add(
+            "conv2d_forward",
+            f"activation-{activation}",
+            lambda rng, activation=activation: (
+                (normal(rng, 1, 3, 4, 5), weights(rng, 32, 3, 3, 3), normal(rng, 32)),
+                {"activation": activation},
+            ),
+            28,
+        )
+    add(
+        "conv2d_backward_bias",
+        "several-pieces",
+        lambda rng: ((normal(rng, 3, 2, 61, 67),), {}),
+        3 * 61 * 67,
+    )
+    for op, out in (("conv2d_backward_weight", (32, 3, 3, 3)), ("conv2d_backward_bias", (32,))):
+        inputs = ((2, 32, 5, 4), (2, 3, 7, 6)) if len(out) == 4 else ((2, 32, 5, 4),)
+        kwargs: dict[str, Any] = {"kernel_size": (3, 3)} if len(out) == 4 else {}
+        add(
+            op,
+            "into-out",
+            lambda rng, out=out, inputs=inputs, kwargs=kwargs: (
+                tuple(normal(rng, *s) for s in inputs),
+                {**kwargs, "out": np.full(out, np.nan, np.float32)},
+            ),
+            40,
+        )
+
+
+# --- pool2d ---------------------------------------------------------------------------------
+
+# name: N, C, (H, W), kernel size, stride, padding
+POOLS: dict[str, tuple[int, int, Pair, Pair, Pair, Pair]] = {
+    "halves": (2, 3, (8, 6), (2, 2), (2, 2), (0, 0)),
+    "odd": (1, 5, (7, 9), (2, 2), (2, 2), (0, 0)),
+    "overlapping": (2, 2, (7, 5), (3, 3), (1, 1), (1, 1)),
+    "rows-not-columns": (1, 3, (9, 11), (2, 4), (3, 2), (1, 2)),
+    "stride-above-kernel": (2, 1, (10, 13), (2, 1), (3, 4), (0, 0)),
+    "one-value": (1, 1, (1, 1), (1, 1), (1, 1), (0, 0)),
+    "full-byte": (1, 2, (17, 19), (16, 16), (1, 2), (0, 1)),
+    "empty": (0, 3, (4, 4), (2, 2), (2, 2), (0, 0)),
+    "many": (3, 7, (20, 22), (2, 2), (2, 2), (0, 0)),
+}
+
+
+def _with_ties(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Equal values, both zeros, infinities and NaN."""
+    values = np.array([0, -0.0, 1, 1, 2, np.nan, np.inf, -np.inf], np.float32)
+    return rng.choice(values, shape)
+
+
+def _pools() -> None:
+    for name, (n, c, size, kernel, stride, padding) in POOLS.items():
+        oh, ow = (output_size(*a) for a in zip(size, kernel, stride, padding, strict=True))
+        large, small = (n, c, *size), (n, c, oh, ow)
+        window = {"kernel_size": kernel, "stride": stride, "padding": padding}
+        taps = kernel[0] * kernel[1]
+        for suffix, values in (("", distinct), ("-ties", _with_ties)):
+            add(
+                "maxpool_forward",
+                name + suffix,
+                lambda rng, large=large, window=window, values=values: (
+                    (values(rng, *large),),
+                    window,
+                ),
+            )
+        # Any byte may come in as a mask, also one that points outside its window or the map.
+        for suffix, highest in (("", taps), ("-wild", 256)):
+            add(
+                "mask_scatter",
+                name + suffix,
+                lambda rng, small=small, size=size, window=window, highest=highest: (
+                    (normal(rng, *small), rng.integers(0, highest, small).astype(np.uint8)),
+                    {**window, "size": size},
+                ),
+                taps,
+            )
+            add(
+                "mask_gather",
+                name + suffix,
+                lambda rng, large=large, small=small, window=window, highest=highest: (
+                    (normal(rng, *large), rng.integers(0, highest, small).astype(np.uint8)),
+                    window,
+                ),
+            )
+
+
+# --- linear ---------------------------------------------------------------------------------
+
+# name: N, I, O
+PRODUCTS: dict[str, tuple[int, int, int]] = {
+    "one": (1, 1, 1),
+    "small": (3, 5, 7),
+    "tile": (64, 64, 64),
+    "primes": (67, 37, 71),
+    "several-tiles": (70, 90, 150),
+    "long-input": (5, 700, 9),
+    "long-output": (6, 11, 1031),
+    "long-batch": (519, 3, 70),
+    "no-examples": (0, 5, 3),
+}
+
+
+def _products() -> None:
+    activations = (None, "relu", "tanh")
+    for number, (name, (n, i, o)) in enumerate(PRODUCTS.items()):
+        activation = activations[number % 3]
+        add(
+            "linear_forward",
+            name,
+            lambda rng, n=n, i=i, o=o, activation=activation: (
+                (normal(rng, n, i), weights(rng, o, i), normal(rng, o)),
+                {"activation": activation},
+            ),
+            i + 1,
+        )
+        add(
+            "linear_backward_input",
+            name,
+            lambda rng, n=n, i=i, o=o: ((normal(rng, n, o), normal(rng, o, i)), {}),
+            o,
+        )
+        for suffix in ("", "-into-out"):
+            add(
+                "linear_backward_weight",
+                name + suffix,
+                lambda rng, n=n, i=i, o=o, suffix=suffix: (
+                    (normal(rng, n, o), normal(rng, n, i)),
+                    {"out": np.full((o, i), np.nan, np.float32)} if suffix else {},
+                ),
+                n,
+            )
+            add(
+                "linear_backward_bias",
+                name + suffix,
+                lambda rng, n=n, o=o, suffix=suffix: (
+                    (normal(rng, n, o),),
+                    {"out": np.full((o,), np.nan, np.float32)} if suffix else {},
+                ),
+                n,
+            )
+
+
+# --- elementwise ----------------------------------------------------------------------------
+
+SIZES = {"empty": (0, 3), "one": (1,), "prime": (10007,), "image": (2, 3, 5, 7), "block": (256,)}
+BORDERS = {
+    "article": (2, 2, 2, 2),
+    "none": (0, 0, 0, 0),
+    "four-different": (1, 2, 3, 4),
+    "one-side": (0, 0, 0, 5),
+}
+
+
+def _elementwise() -> None:
+    for name, shape in SIZES.items():
+        for op in ("relu", "tanh"):
+            add(f"{op}_forward", name, lambda rng, s=shape: ((3 * normal(rng, *s),), {}))
+            add(
+                f"{op}_backward",
+                name,
+                lambda rng, s=shape: ((normal(rng, *s), np.tanh(normal(rng, *s))), {}),
+            )
+    add("relu_forward", "specials", lambda rng: ((_with_ties(rng, 300),), {}))
+    add("tanh_forward", "specials", lambda rng: ((_with_ties(rng, 300),), {}))
+    add(
+        "relu_backward",
+        "specials",
+        lambda rng: ((np.abs(normal(rng, 300)), _with_ties(rng, 300)), {}),
+    )
+    for name, borders in BORDERS.items():
+        top, bottom, left, right = borders
+        for size in ((5, 8), (1, 1)):
+            padded = (size[0] + top + bottom, size[1] + left + right)
+            full = f"{name}-{size[0]}x{size[1]}"
+            add(
+                "pad2d_forward",
+                full,
+                lambda rng, s=size, b=borders: ((normal(rng, 2, 3, *s),), {"borders": b}),
+            )
+            add(
+                "pad2d_backward",
+                full,
+                lambda rng, s=padded, b=borders: ((normal(rng, 2, 3, *s),), {"borders": b}),
+            )
+    add(
+        "pad2d_forward",
+        "empty",
+        lambda rng: ((normal(rng, 0, 3, 4, 4),), {"borders": (1, 1, 1, 1)}),
+    )
+    add(
+        "pad2d_backward",
+        "empty",
+        lambda rng: ((normal(rng, 0, 3, 4, 4),), {"borders": (1, 1, 1, 1)}),
+    )
+
+
+# --- loss, optim, batch ---------------------------------------------------------------------
+
+
+def _vector(rng: np.random.Generator, p: int) -> np.ndarray:
+    return (0.1 * normal(rng, p)).astype(np.float32)
+
+
+def _control(lr: float, t: int) -> np.ndarray:
+    return np.array([lr, t, 0, 0], np.float64)
+
+
+def _training() -> None:
+    for name, shape in {**SIZES, "piece": (4096,), "piece-and-one": (4097,)}.items():
+        add(
+            "squared_error",
+            name,
+            lambda rng, s=shape: ((normal(rng, *s), normal(rng, *s)), {"scale": 0.37}),
+            math.prod(shape),
+        )
+    for p in (0, 1, 257, 10007):
+        for penalised in (False, True):
+            name = f"{p}-parameters" + ("-penalised" if penalised else "")
+
+            def l2(rng: np.random.Generator, p: int = p, on: bool = penalised) -> Any:
+                return np.abs(_vector(rng, p)) * (rng.random(p) < 0.5) if on else None
+
+            def f32(a: Any) -> Any:
+                return None if a is None else a.astype(np.float32)
+
+            add(
+                "sgd_step",
+                name,
+                lambda rng, p=p, l2=l2: (
+                    (_vector(rng, p), _vector(rng, p), _vector(rng, p), _control(0.05, 3)),
+                    {"momentum": 0.9, "l2": f32(l2(rng))},
+                ),
+            )
+            for t in (0, 41):
+                add(
+                    "adam_step",
+                    f"{name}-after-{t}",
+                    lambda rng, p=p, t=t, l2=l2: (
+                        (
+                            _vector(rng, p),
+                            _vector(rng, p),
+                            _vector(rng, p),
+                            np.square(_vector(rng, p)),
+                            _control(1e-3, t),
+                        ),
+                        {"betas": (0.9, 0.999), "eps": 1e-8, "l2": f32(l2(rng))},
+                    ),
+                )
+        add(
+            "penalty",
+            f"{p}-parameters",
+            lambda rng, p=p: ((_vector(rng, p), np.abs(_vector(rng, p))), {}),
+            p,
+        )
+    scalings = {
+        "signed": {"scale": 2 / 255, "shift": -1.0},
+        "unit": {"scale": 1 / 255, "shift": 0.0},
+    }
+    for name, scaling in scalings.items():
+        for n, image in ((5, (3, 7, 5)), (1, (1, 1, 1)), (0, (1, 4, 4)), (13, (3, 32, 32))):
+            add(
+                "gather",
+                f"{name}-{n}x{'x'.join(map(str, image))}",
+                lambda rng, n=n, image=image, scaling=scaling: (
+                    (
+                        rng.integers(0, 256, (9, *image)).astype(np.uint8),
+                        rng.integers(0, 9, n).astype(np.int64),
+                    ),
+                    scaling,
+                ),
+            )
+
+
+_convolutions()
+_pools()
+_products()
+_elementwise()
+_training()

@@ -1,0 +1,198 @@
+"""Arrays in emulated device memory: what of cupy.ndarray moves data, and nothing that computes."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import numpy as np
+
+from .compile import EmulatorError
+from .memory import Allocation, OutOfMemoryError
+
+
+class MemoryPointer:
+    """``ndarray.data``: the address of the first element."""
+
+    def __init__(self, ptr: int, mem: Allocation) -> None:
+        self.ptr = ptr
+        self.mem = mem
+
+
+class DeviceState:
+    """The state of one emulated device."""
+
+    def __init__(
+        self, index: int, total: int, multiprocessors: int, compute_capability: str
+    ) -> None:
+        self.id = index
+        self.used = 0
+        self.total = total
+        self.multiprocessors = multiprocessors
+        self.compute_capability = compute_capability
+
+
+def _key_ok(key: Any) -> bool:
+    parts = key if isinstance(key, tuple) else (key,)
+    return all(k is Ellipsis or k is None or isinstance(k, (int, slice, np.integer)) for k in parts)
+
+
+class ndarray:
+    """An array in emulated device memory. Views share their array's allocation."""
+
+    __array_ufunc__ = None  # so that `numpy_array * device_array` is a TypeError
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, allocation: Allocation, host: np.ndarray) -> None:
+        self._allocation = allocation
+        self._host = host
+
+    shape = property(lambda self: self._host.shape)
+    dtype = property(lambda self: self._host.dtype)
+    size = property(lambda self: int(self._host.size))
+    nbytes = property(lambda self: int(self._host.nbytes))
+    itemsize = property(lambda self: int(self._host.itemsize))
+    ndim = property(lambda self: self._host.ndim)
+    strides = property(lambda self: self._host.strides)
+    flags = property(lambda self: self._host.flags)
+    T = property(lambda self: type(self)(self._allocation, self._host.T))
+
+    @property
+    def device(self) -> DeviceState:
+        """Has the number of the device as ``id``, like CuPy's Device."""
+        return self._allocation.device
+
+    @property
+    def data(self) -> MemoryPointer:
+        return MemoryPointer(int(self._host.ctypes.data), self._allocation)
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def __repr__(self) -> str:
+        return f"<emulated device array {self.dtype}{list(self.shape)}>"
+
+    def __array__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. "
+            "Please use `.get()` to construct a NumPy array explicitly."
+        )
+
+    def __eq__(self, other: object) -> NoReturn:  # type: ignore[override]
+        raise TypeError("emulated device arrays have no operators: write a kernel")
+
+    __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        return bool(self._host)
+
+    def __float__(self) -> float:
+        return float(self._host)
+
+    def __int__(self) -> int:
+        return int(self._host)
+
+    def item(self) -> Any:
+        return self._host.item()
+
+    def get(
+        self,
+        stream: Any = None,
+        order: str = "C",
+        out: np.ndarray | None = None,
+        blocking: bool = True,
+    ) -> np.ndarray:
+        """A copy in host memory."""
+        if (damage := self._allocation.damage()) is not None:
+            raise EmulatorError(damage)
+        if out is None:
+            return np.array(self._host, order=order, copy=True)  # type: ignore[call-overload]
+        if out.shape != self.shape or out.dtype != self.dtype:
+            raise ValueError(f"out is {out.dtype}{out.shape}, not {self.dtype}{self.shape}")
+        out[...] = self._host
+        return out
+
+    def set(self, arr: np.ndarray, stream: Any = None) -> None:
+        """Overwrite with a host array of the same shape and dtype."""
+        if not isinstance(arr, np.ndarray):
+            raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
+        if arr.dtype != self.dtype:
+            raise TypeError(f"{arr.dtype} array cannot be set to {self.dtype} array")
+        if arr.shape != self.shape:
+            raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {arr.shape}")
+        self._host[...] = arr
+
+    def copy(self, order: str = "C") -> ndarray:
+        result = self._empty(self.shape, self.dtype)
+        result._host[...] = self._host
+        return result
+
+    def fill(self, value: Any) -> None:
+        self._host.fill(value)
+
+    def reshape(self, *shape: Any, order: str = "C") -> ndarray:
+        if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)):
+            shape = tuple(shape[0])
+        if self._host.flags.c_contiguous:
+            return type(self)(self._allocation, self._host.reshape(shape))
+        copy = self.copy()
+        return type(self)(copy._allocation, copy._host.reshape(shape))
+
+    def ravel(self, order: str = "C") -> ndarray:
+        return self.reshape(-1)
+
+    def flatten(self, order: str = "C") -> ndarray:
+        return self.copy().reshape(-1)
+
+    def transpose(self, *axes: Any) -> ndarray:
+        return type(self)(self._allocation, self._host.transpose(*axes))
+
+    def squeeze(self, axis: Any = None) -> ndarray:
+        return type(self)(self._allocation, self._host.squeeze(axis))
+
+    def view(self, dtype: Any = None) -> ndarray:
+        host = self._host.view() if dtype is None else self._host.view(dtype)
+        return type(self)(self._allocation, host)
+
+    def __getitem__(self, key: Any) -> ndarray:
+        if not _key_ok(key):
+            raise TypeError("only slices and integers index an emulated device array")
+        # A 0-d result stays an array, as in CuPy.
+        key = key if isinstance(key, tuple) else (key,)
+        key = key if Ellipsis in [k for k in key if k is Ellipsis] else (*key, Ellipsis)
+        return type(self)(self._allocation, self._host[key])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        target = self[key]._host
+        if isinstance(value, ndarray):
+            if value.dtype != self.dtype:
+                raise TypeError(f"{value.dtype} array copied to {self.dtype} array")
+            target[...] = value._host
+        elif isinstance(value, np.ndarray):
+            if target.shape != self.shape or value.dtype != self.dtype:
+                raise TypeError("a NumPy array can only be assigned to a whole array of its dtype")
+            target[...] = value
+        elif np.isscalar(value):
+            target[...] = value
+        else:
+            raise TypeError(f"cannot assign {type(value).__name__} to an emulated device array")
+
+    def _empty(self, shape: Any, dtype: Any) -> ndarray:
+        return empty_on(type(self), self._allocation.device, shape, dtype)
+
+
+def empty_on(kind: type[ndarray], device: DeviceState, shape: Any, dtype: Any) -> ndarray:
+    dtype = np.dtype(float if dtype is None else dtype)
+    shape = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(map(int, shape))
+    count = 1
+    for length in shape:
+        if length < 0:
+            raise ValueError("Negative dimensions are not allowed")
+        count *= length
+    nbytes = count * dtype.itemsize
+    if device.used + nbytes > device.total:
+        raise OutOfMemoryError(
+            f"Out of memory allocating {nbytes:,} bytes (allocated so far: {device.used:,} bytes)."
+        )
+    device.used += nbytes
+    allocation = Allocation(nbytes, device)
+    return kind(allocation, allocation.data.view(dtype).reshape(shape))

@@ -1,0 +1,148 @@
+"""The checks catch wrong kernels: each fault here is an edit of a copy of the kernel files.
+
+A test that cannot fail proves nothing. Every fault is one that people make: a tail without its
+guard, a barrier left out, an index computed from the wrong size, height and width exchanged.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import emulator
+import kernel_checks
+import pytest
+from cases import CASES, Case
+
+from cae_raw.backends.kernel_source import kernels_dir
+
+pytestmark = pytest.mark.skipif(emulator.available() is not None, reason=str(emulator.available()))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Replace `old`, which stands once in kernels/`file`, by `new`; the case `case` shows it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    op: str
+    case: str
+
+
+FAULTS = [
+    # Tails without their guard. What they write lands in the red zones, so these cases are small.
+    Fault("tail-elements", "common.cuh", "k < (n);", "k < (n) + 1;", "relu_forward", "prime"),
+    Fault("tail-columns", "common.cuh", "if (warp == 0 && m < M)", "if (warp == 0)",
+          "linear_backward_bias", "primes"),
+    Fault("tail-rows-of-a-product", "linear.cu", "if (row < M && column < N)", "if (column < N)",
+          "linear_forward", "small"),
+    Fault("tail-k", "linear.cu", "k0 + k < k_end", "true", "linear_forward", "primes"),
+    Fault("tail-rows-of-a-strip", "conv2d.cu", "if (i < OH) map[", "map[",
+          "conv2d_forward", "encoder"),
+    Fault("tail-columns-of-a-band", "conv2d.cu", "if (lane >= tile.strips || j >= OW) continue;",
+          "if (lane >= tile.strips) continue;", "conv2d_forward", "encoder-wide"),
+    Fault("tail-of-the-weight-gradient", "conv2d.cu", "o0 + t < O && i < OH && j < OW",
+          "o0 + t < O && j < OW", "conv2d_backward_weight", "encoder"),
+    Fault("tail-piece", "optim.cu", "end = min(begin + PIECE, P)", "end = begin + PIECE",
+          "penalty", "10007-parameters"),
+    # Barriers left out.
+    Fault("barrier-after-loading-tiles", "linear.cu", "__syncthreads();\n#pragma unroll 4",
+          "#pragma unroll 4", "linear_forward", "primes"),
+    Fault("barrier-before-the-next-tiles", "linear.cu",
+          "__syncthreads();  // before the next load overwrites the tiles", "",
+          "linear_forward", "primes"),
+    Fault("barrier-after-staging", "conv2d.cu",
+          "__syncthreads();\n      for (int c = 0; c < channels", "for (int c = 0; c < channels",
+          "conv2d_forward", "encoder"),
+    Fault("barrier-before-the-next-chunk", "conv2d.cu",
+          "__syncthreads();  // before the next chunk overwrites what is staged", "",
+          "conv2d_forward", "decoder"),
+    Fault("barrier-after-staging-x", "conv2d.cu", "__syncthreads();\n      if (c < C)",
+          "if (c < C)", "conv2d_backward_weight", "encoder"),
+    Fault("barrier-in-a-block-sum", "common.cuh",
+          "= v;\n  __syncthreads();\n  T sum", "= v;\n  T sum", "squared_error", "prime"),
+    Fault("barrier-before-the-next-columns", "common.cuh",
+          "__syncthreads();  // before the next piece overwrites of_warp", "",
+          "linear_backward_bias", "primes"),
+    Fault("barrier-before-shared-scalars", "optim.cu",
+          "  __syncthreads();\n  FOR_EACH", "  FOR_EACH", "adam_step", "257-parameters-after-41"),
+    # Wrong indices.
+    Fault("tap-number", "pool2d.cu", "winner = p * KW + q;\n        }",
+          "winner = p * KH + q;\n        }", "maxpool_forward", "rows-not-columns"),
+    Fault("last-maximum-wins", "pool2d.cu", "!(candidate <= best)", "!(candidate < best)",
+          "maxpool_forward", "halves-ties"),
+    Fault("nan-loses", "pool2d.cu", "!(candidate <= best) && best == best", "candidate > best",
+          "maxpool_forward", "halves-ties"),
+    Fault("mask-followed-off-the-map", "pool2d.cu", "p < KH && h >= 0 && h < H", "p < KH && h >= 0",
+          "mask_gather", "rows-not-columns"),
+    Fault("window-not-turned", "conv2d.cu", "(KH * KW - 1 - tap)", "tap",
+          "conv2d_backward_input", "deep-12-12"),
+    Fault("channels-exchanged", "conv2d.cu", "((long long)in * C + out)",
+          "((long long)out * O + in)", "conv2d_backward_input", "deep-12-24"),
+    Fault("group-forgotten", "conv2d.cu", "* PITCH + group * SLOT", "* PITCH",
+          "conv2d_forward", "encoder"),
+    Fault("first-split-only", "linear.cu", "split * k_per_split, k_end", "0, k_end",
+          "linear_forward", "long-input"),
+    Fault("image-forgotten", "batch.cu", "data[image * L + at]", "data[at]",
+          "gather", "signed-5x3x7x5"),
+    Fault("fused-multiply-add", "batch.cu",
+          "__fadd_rn(__fmul_rn((float)data[image * L + at], scale), shift)",
+          "fmaf((float)data[image * L + at], scale, shift)", "gather", "signed-13x3x32x32"),
+    # Height and width exchanged.
+    Fault("stage-height-width", "conv2d.cu", "h < height && v < width", "h < width && v < height",
+          "conv2d_forward", "deep-3-12"),
+    Fault("strides-exchanged", "conv2d.cu",
+          "tiling.template tile<KH, KW, V::stride_h, V::stride_w>",
+          "tiling.template tile<KH, KW, V::stride_w, V::stride_h>",
+          "conv2d_forward", "stride-above-kernel"),
+    Fault("direct-height-width", "conv2d_direct.cu",
+          "divide(divide(divide(k, OW, j), OH, i), O, o)",
+          "divide(divide(divide(k, OH, i), OW, j), O, o)",
+          "conv2d_forward", "window-beyond-a-tile"),
+    Fault("pool-height-width", "pool2d.cu", "long long at = (plane * OH + i) * OW + j;",
+          "long long at = (plane * OW + i) * OH + j;", "mask_scatter", "rows-not-columns"),
+    Fault("pad-top-left", "pad2d.cu", "int h = i - top, w = j - left;",
+          "int h = i - left, w = j - top;", "pad2d_forward", "four-different-5x8"),
+    Fault("crop-top-left", "pad2d.cu", "h + top) * PW + w + left", "h + left) * PW + w + top",
+          "pad2d_backward", "four-different-5x8"),
+    # Arithmetic.
+    Fault("momentum-on-the-gradient", "optim.cu", "momentum * v[k] + g[k]",
+          "v[k] + momentum * g[k]", "sgd_step", "257-parameters"),
+    Fault("penalty-not-doubled", "optim.cu", "gradient += 2.0f * l2[k]", "gradient += l2[k]",
+          "adam_step", "257-parameters-penalised-after-41"),
+    Fault("an-input-is-changed", "activation.cu", "dx[k] = dy[k] * (1.0f - y[k] * y[k]);",
+          "{ dx[k] = dy[k] * (1.0f - y[k] * y[k]); ((float*)y)[k] = 0; }",
+          "tanh_backward", "prime"),
+]  # fmt: skip
+
+
+def the_case(fault: Fault) -> Case:
+    return next(c for c in CASES[fault.op] if c.name == fault.case)
+
+
+def copy_of_the_kernels(folder: Path) -> Path:
+    return Path(shutil.copytree(kernels_dir(), folder / "kernels"))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.name)
+def test_fault_is_caught(fault: Fault, tmp_path: Path) -> None:
+    folder = copy_of_the_kernels(tmp_path)
+    path = folder / fault.file
+    text = path.read_text()
+    assert text.count(fault.old) == 1, "the edit must change the text in one place"
+    path.write_text(text.replace(fault.old, fault.new))
+    backends = [kernel_checks.emulated(seed, folder) for seed in (0, 1)]
+    with pytest.raises((kernel_checks.Mismatch, emulator.EmulatorError)) as caught:
+        kernel_checks.check(the_case(fault), backends)
+    # It must fail because it is wrong, not because the edit does not compile.
+    assert not isinstance(caught.value, emulator.CompileError), caught.value
+
+
+def test_a_copy_without_a_fault_passes(tmp_path: Path) -> None:
+    folder = copy_of_the_kernels(tmp_path)
+    backends = [kernel_checks.emulated(seed, folder) for seed in (0, 1)]
+    for case in {str(the_case(f)): the_case(f) for f in FAULTS}.values():
+        kernel_checks.check(case, backends)
