@@ -1,4 +1,4 @@
-"""Every kernel against its reference on every case: emulated, and on a GPU where one works."""
+"""Every kernel against its reference on every case, emulated. On a GPU: test_kernels_on_gpu.py."""
 
 from __future__ import annotations
 
@@ -58,21 +58,6 @@ def test_partial_sums_are_added(rows: int, columns: int) -> None:
         wide = partial.ravel().astype(np.float64)
         total = reduce.add_all(backend, backend.asarray(wide))
         assert backend.to_numpy(total)[0] == pytest.approx(wide.sum(), rel=0, abs=1e-11)
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One skipped test, not hundreds, where there is no GPU."""
-    if "gpu_case" in metafunc.fixturenames:
-        works = not isinstance(kernel_checks.gpu(), str)
-        metafunc.parametrize("gpu_case", ALL if works else [None], ids=str)
-
-
-def test_on_gpu(gpu_case: Case | None) -> None:
-    backend = kernel_checks.gpu()
-    if isinstance(backend, str):
-        pytest.skip(backend)
-    assert gpu_case is not None
-    kernel_checks.check(gpu_case, [backend, backend])
 
 
 @needs_emulator

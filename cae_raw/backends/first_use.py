@@ -37,8 +37,6 @@ class Announcer:
         if use != self._uses or self._said or not self.backend.compiling:
             return
         self._said = True
-        print(
-            f"compiling the CUDA kernels for {self.backend.name} (first run; cached afterwards) ...",
-            file=sys.stderr,
-            flush=True,
-        )
+        device = self.backend.name
+        line = f"compiling the CUDA kernels for {device} (first run; cached afterwards) ..."
+        print(line, file=sys.stderr, flush=True)

@@ -80,6 +80,11 @@ MODEL_CASES: dict[str, list[tuple[dict[str, Any], Shape]]] = {
         ({"channels": 3, "filters": 8}, (2, 3, 7, 5)),
         ({"channels": 1, "filters": 32}, (3, 1, 6, 9)),
     ],
+    "deep": [({"channels": 3, "size": (12, 13), "code_size": 7}, (2, 3, 12, 13))],
+    "deep-same": [
+        ({"channels": 1, "size": (7, 10), "code_size": 6}, (2, 1, 7, 10)),
+        ({"channels": 3, "size": 8, "code_size": 5}, (2, 3, 8, 8)),
+    ],
 }
 
 

@@ -114,6 +114,17 @@ class MaxUnpool2d(Layer):
         (kh, kw), (ph, pw) = self.pool.kernel_size, self.pool.padding
         return (c, max(1, h * kh - 2 * ph), max(1, w * kw - 2 * pw))
 
+    def restored_shape(self, shape: Shape, pooled: Shape) -> Shape:
+        """The shape of the output for inputs of `shape`, where `pool` took inputs of `pooled`.
+
+        Raises:
+            InputError: if the pooling layer makes something else than `shape` of that.
+        """
+        made = self.pool.output_shape(pooled)
+        if tuple(shape) != tuple(made):
+            raise InputError(f"{self} takes the shape that its pooling made, {made}, not {shape}")
+        return pooled
+
     def forward(self, x: Array, trace: Trace | None = None) -> Array:
         if trace is None or self.pool not in trace:
             raise InputError(f"{self} needs the trace that its pooling layer wrote to")

@@ -11,6 +11,7 @@ from cae_raw.backends import NUMPY, Backend
 from cae_raw.errors import InputError
 from cae_raw.layers.activation import Activation
 from cae_raw.layers.base import AffineLayer, Array, Gradients, Layer, Shape, Trace
+from cae_raw.layers.pool2d import MaxUnpool2d
 
 Self = TypeVar("Self", bound="Sequential")
 
@@ -70,17 +71,26 @@ class Sequential(Layer):
             raise InputError(f"{flat.size} parameters for a model of {self.parameters.size}")
         self._adopt(self.backend.asarray(flat.astype(self.parameters.dtype)), self.backend)
 
-    def output_shape(self, shape: Shape) -> Shape:
+    def layer_shapes(self, shape: Shape) -> list[Shape]:
+        """The input's shape and the output shape of each layer, all without the batch axis.
+
+        Raises:
+            InputError: if a layer cannot take what comes to it.
+        """
+        found, taken = [tuple(shape)], dict[Layer, Shape]()
         for layer in self.stack:
-            shape = layer.output_shape(shape)
-        return shape
+            taken[layer] = found[-1]
+            if isinstance(layer, MaxUnpool2d) and layer.pool in taken:
+                found.append(layer.restored_shape(found[-1], taken[layer.pool]))
+            else:
+                found.append(layer.output_shape(found[-1]))
+        return found
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return self.layer_shapes(shape)[-1]
 
     def flops(self, shape: Shape) -> int:
-        total = 0
-        for layer in self.stack:
-            total += layer.flops(shape)
-            shape = layer.output_shape(shape)
-        return total
+        return sum(layer.flops(s) for layer, s in zip(self.stack, self.layer_shapes(shape), strict=False))
 
     def forward(self, x: Array, trace: Trace | None = None, *, until: int | None = None) -> Array:
         """The output for a batch x, of all layers or of the first `until`.

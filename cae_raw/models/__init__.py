@@ -9,11 +9,16 @@ import numpy as np
 
 from cae_raw.errors import InputError, unknown_name
 from cae_raw.models.autoencoder import Autoencoder
+from cae_raw.models.deep import deep, deep_same
 from cae_raw.models.single_layer import single_layer
 
-MODELS: dict[str, Callable[..., Autoencoder]] = {"single-layer": single_layer}
+MODELS: dict[str, Callable[..., Autoencoder]] = {
+    "single-layer": single_layer,
+    "deep": deep,
+    "deep-same": deep_same,
+}
 
-__all__ = ["MODELS", "Autoencoder", "build", "single_layer"]
+__all__ = ["MODELS", "Autoencoder", "build", "deep", "deep_same", "single_layer"]
 
 
 def build(name: str, rng: np.random.Generator | None = None, **options: Any) -> Autoencoder:

@@ -1,0 +1,118 @@
+"""`cae-raw train`: find the data, find or make the run, train, say what to type next."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from cae_raw.backends import choose_backend
+from cae_raw.commands.data import load_data
+from cae_raw.commands.options import check_options
+from cae_raw.data.base import Dataset
+from cae_raw.errors import InputError
+from cae_raw.training.config import TrainConfig
+from cae_raw.training.progress import BarReporter, LineReporter
+from cae_raw.training.run_dir import RunDir
+from cae_raw.training.session import Outcome, Reporter, RunSession
+
+
+def train(
+    config: TrainConfig,
+    *,
+    epochs: int,
+    data_dir: Path | None,
+    runs_dir: Path,
+    restart: bool,
+    device: str,
+    threads: int | None,
+    save_every_seconds: float,
+    out: TextIO,
+) -> Outcome:
+    """Train the run that `config` names for `epochs` epochs in all; talk to `out`."""
+    check_options(config, epochs, threads, save_every_seconds)
+    backend = choose_backend(device)
+    dataset = load_data(config, data_dir, out)
+    run = RunDir(runs_dir / config.run_name())
+    with run.locked():  # not before it is known that training can begin
+        if restart:
+            _confirm_restart(run, out)
+            run.clear()
+        _describe(config, dataset, run, backend.name, out)
+        session = RunSession(config, dataset, run, backend=backend, threads=threads)
+        state = session.trainer.state
+        if session.resumed and state.epoch >= epochs:
+            print(
+                f"this run has finished {state.epoch} epochs, best validation half_mse "
+                f"{state.best:.6f} in epoch {state.best_epoch}; a larger --epochs trains on, "
+                "--restart begins anew",
+                file=out,
+            )
+        elif session.resumed:
+            place = f" and {state.batch} batches" if state.batch else ""
+            print(f"resuming after {state.epoch} epochs{place}", file=out)
+        outcome = session.train(epochs, _reporter(out), save_every_seconds)
+    _say_what_next(outcome, out)
+    return outcome
+
+
+def _confirm_restart(run: RunDir, out: TextIO) -> None:
+    """Ask before a run is deleted, where there is one and a person can answer."""
+    if run.last.exists() and sys.stdin.isatty() and out.isatty():
+        import typer
+
+        question = f"Delete the checkpoints and figures in {run.path}?"
+        if not typer.confirm(question, err=out is sys.stderr):
+            raise InputError("nothing was deleted: without --restart the run is resumed")
+
+
+def _describe(config: TrainConfig, dataset: Dataset, run: RunDir, device: str, out: TextIO) -> None:
+    c, h, w = dataset.train.image_shape
+    print(
+        f"{config.model} on {dataset.name}: {len(dataset.train):,} training images of "
+        f"{c}x{h}x{w}, {len(dataset.validation):,} validation, {len(dataset.test):,} test; "
+        f"on {device}",
+        file=out,
+    )
+    for note in dataset.notes:
+        print(note, file=out)
+    print(f"run: {run.path}", file=out, flush=True)
+
+
+def _reporter(out: TextIO) -> Reporter:
+    if not out.isatty():
+        return LineReporter(out)
+    from rich.console import Console
+
+    return BarReporter(Console(file=out))
+
+
+def _say_what_next(outcome: Outcome, out: TextIO) -> None:
+    run = outcome.run
+    if outcome.signal is not None:
+        again = ["cae-raw", *(word for word in sys.argv[1:] if word != "--restart")]
+        print(
+            f"stopped after {outcome.state.step} steps; everything is saved. To go on:\n"
+            f"  {shlex.join(again)}",
+            file=out,
+            flush=True,
+        )
+        return
+    assert outcome.validation is not None and outcome.test is not None
+    for split, figures in (("validation", outcome.validation), ("test", outcome.test)):
+        print(
+            f"{split}: half_mse {figures.half_mse:.6f}, mse {figures.mse:.6f}, "
+            f"PSNR {figures.psnr:.2f} dB (best checkpoint, epoch {outcome.state.best_epoch})",
+            file=out,
+        )
+    where = shlex.quote(str(run.path))
+    print(
+        f"the run is in {run.path}\n"
+        f"look at {run.reconstructions}\n"
+        "next:\n"
+        f"  cae-raw evaluate {where}\n"
+        f"  cae-raw reconstruct --run {where} IMAGE.png",
+        file=out,
+        flush=True,
+    )

@@ -1,0 +1,127 @@
+"""The hyper-parameters of a run, and the folder name made of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, fields
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cae_raw.data import DATASETS
+from cae_raw.errors import InputError, unknown_name
+from cae_raw.models import MODELS, Autoencoder, build
+from cae_raw.training.optimizers import OPTIMIZERS, SGD, Adam, Optimizer
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides which weights a training ends with, except for how long it goes on.
+
+    Raises:
+        InputError: on construction, if a value is out of its range.
+    """
+
+    dataset: str = "shapes"
+    data_dir: str | None = None  # kept for `folder`, whose images it decides
+    size: int | None = None
+    model: str = "single-layer"
+    filters: int = 32
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    momentum: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    batch_size: int = 128
+    l2_penalty: float = 0.0
+    l2_decoder: bool = False
+    lr_decay_epochs: int = 0
+    lr_decay_factor: float = 0.1
+    seed: int = 0
+    limit_train: int | None = None
+    comment: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        if self.dataset not in DATASETS:
+            raise unknown_name("data set", self.dataset, DATASETS)
+        if self.model not in MODELS:
+            raise unknown_name("model", self.model, MODELS)
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
+        at_least_1 = ("filters", "batch_size", "limit_train", "size")
+        for name in at_least_1:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+        for name in ("l2_penalty", "lr_decay_epochs", "seed"):
+            value = getattr(self, name)
+            if not 0 <= value < inf:  # so written, NaN and integers of any size are told apart
+                raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {value}")
+        if not 0 < self.lr_decay_factor <= 1:
+            raise InputError(
+                f"--lr-decay-factor must be above 0 and at most 1, not {self.lr_decay_factor}"
+            )
+        if not re.fullmatch(r"[\w.,+=-]*", self.comment) or self.comment.startswith("."):
+            raise InputError(
+                f"--comment {self.comment!r} becomes part of a folder's name: use letters, digits "
+                "and _ . , + = - only"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "betas": list(self.betas)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TrainConfig:
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in values.items() if k in known})
+
+    def make_model(self, channels: int) -> Autoencoder:
+        """The model with its initial weights, a function of the seed."""
+        rng = np.random.default_rng(self.seed)
+        return build(self.model, rng, channels=channels, filters=self.filters)
+
+    def make_optimizer(self, model: Autoencoder) -> Optimizer:
+        l2 = model.l2(self.l2_penalty, self.l2_decoder)
+        if self.optimizer == "sgd":
+            return SGD(model, self.lr, self.momentum, l2)
+        return Adam(model, self.lr, self.betas, self.eps, l2)
+
+    def run_name(self) -> Path:
+        """`<model>/<dataset>_<optimizer>_lr=..._b=...`, then all that differs from the defaults."""
+        dataset = self.dataset
+        if self.data_dir is not None:
+            dataset += "-" + (re.sub(r"[^\w.-]", "-", Path(self.data_dir).name) or "root")
+        parts = [dataset, self.optimizer, f"lr={self.lr:g}", f"b={self.batch_size}"]
+        default = TrainConfig()
+        for name, short in _SHORT.items():
+            value = getattr(self, name)
+            if value != getattr(default, name):
+                parts.append(f"{short}={_text(value)}")
+        if self.comment:
+            parts.append(self.comment)
+        return Path(self.model) / "_".join(parts)
+
+
+# Order and spelling of what joins a run's name when it is not the default.
+_SHORT = {
+    "l2_penalty": "l2",
+    "l2_decoder": "l2dec",
+    "filters": "f",
+    "size": "size",
+    "momentum": "mom",
+    "betas": "betas",
+    "eps": "eps",
+    "lr_decay_epochs": "decay",
+    "lr_decay_factor": "factor",
+    "seed": "seed",
+    "limit_train": "n",
+}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(f"{v:g}" for v in value)
+    return str(int(value)) if isinstance(value, (bool, int)) else f"{value:g}"

@@ -1,0 +1,260 @@
+"""Training a run: the trainer, with everything written to its folder so that it can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from cae_raw import __version__
+from cae_raw.backends import NUMPY, Backend
+from cae_raw.data.base import Dataset, Split
+from cae_raw.data.scaling import to_bytes
+from cae_raw.errors import InputError
+from cae_raw.figures import Figures
+from cae_raw.files import remove_leftovers
+from cae_raw.models import Autoencoder
+from cae_raw.pictures.grid import reconstructions_grid
+from cae_raw.pictures.save import save_png
+from cae_raw.training import checkpoint
+from cae_raw.training.checkpoint import Checkpoint
+from cae_raw.training.config import TrainConfig
+from cae_raw.training.engine import Engine
+from cae_raw.training.run_dir import RunDir
+from cae_raw.training.trainer import BatchDone, EpochDone, Trainer, TrainState
+
+SHOWN_IMAGES = 16  # in reconstructions.png
+
+
+class Reporter(Protocol):
+    """Hears how a training goes; see `progress`."""
+
+    def begin(self, trainer: Trainer, epochs: int) -> None: ...
+    def batch(self, done: BatchDone) -> None: ...
+    def epoch(self, done: EpochDone) -> None: ...
+    def end(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    run: RunDir
+    state: TrainState
+    trained_epochs: int  # finished by this call
+    signal: int | None = None  # that stopped it, None when all epochs are done
+    validation: Figures | None = None  # of the best checkpoint
+    test: Figures | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        state = self.state
+        return {
+            "run": str(self.run.path),
+            "finished": self.signal is None,
+            "epochs": state.epoch,
+            "steps": state.step,
+            "best_epoch": state.best_epoch,
+            "seconds": sum(record.seconds for record in state.history),
+            "images_per_second": state.history[-1].images_per_second if state.history else None,
+            "validation": self.validation.to_json() if self.validation else None,
+            "test": self.test.to_json() if self.test else None,
+        }
+
+
+class RunSession:
+    """One process's work on a run; create it with the run's lock held.
+
+    Args:
+        config: decides the model, the optimizer and the order of the examples.
+        dataset: the one that the configuration names.
+        run: its folder. What lies there is continued if it is of the same configuration.
+        backend, threads: who does the work.
+
+    Raises:
+        InputError: if the folder holds a run of another configuration or other data, or a damaged
+            checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        run: RunDir,
+        *,
+        backend: Backend = NUMPY,
+        threads: int | None = None,
+    ) -> None:
+        self.run = run
+        model = config.make_model(dataset.train.image_shape[0]).to(backend)
+        self.trainer = Trainer(
+            model,
+            dataset,
+            config.make_optimizer(model),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            lr_decay_epochs=config.lr_decay_epochs,
+            lr_decay_factor=config.lr_decay_factor,
+            threads=threads,
+        )
+        self.config: dict[str, Any] = {
+            "train": config.to_json(),
+            "model": {"name": model.name, **model.options},
+            "data": _fingerprint(dataset),
+            "value_range": list(model.value_range),
+            "cae_raw": __version__,
+        }
+        remove_leftovers(run.path)
+        self.resumed = run.last.exists()
+        if self.resumed:
+            self._restore(checkpoint.load(run.last))
+
+    def _restore(self, saved: Checkpoint) -> None:
+        theirs, mine = _what_must_agree(saved.config), _what_must_agree(self.config)
+        for part, what in (("train", "hyper-parameters"), ("model", "model"), ("data", "images")):
+            if theirs.get(part) != mine[part]:
+                raise InputError(
+                    f"{self.run.path} was trained with other {what}: "
+                    "give this run a --comment, or --restart it"
+                )
+        trainer = self.trainer
+        trainer.model.load_parameters(saved.build_model().parameters)
+        trainer.optimizer.load_state(saved.optimizer)
+        trainer.state = TrainState.from_json(saved.state)
+
+    def train(self, epochs: int, reporter: Reporter, save_every_seconds: float = 60) -> Outcome:
+        """Train until `epochs` epochs are done in all, or until SIGINT or SIGTERM.
+
+        Whatever ends it, the folder holds a checkpoint from which the same call goes on exactly.
+        """
+        trainer, run = self.trainer, self.run
+        before = trainer.state.epoch
+        run.write_config(self.config)
+        run.write_metrics(trainer.state.history)
+        saved_at = time.monotonic()
+        reporter.begin(trainer, epochs)
+        try:
+            with _stop_requests() as stop:
+                for done in trainer.steps(epochs):
+                    if isinstance(done, EpochDone):
+                        self._save_epoch(done)
+                        reporter.epoch(done)
+                        saved_at = time.monotonic()
+                    else:
+                        reporter.batch(done)
+                        if not stop and time.monotonic() - saved_at >= save_every_seconds:
+                            self._save_last()
+                            saved_at = time.monotonic()
+                    if stop:
+                        self._save_last()
+                        done_here = trainer.state.epoch - before
+                        return Outcome(run, trainer.state, done_here, signal=stop[0])
+                validation, test = self._write_results()
+        finally:
+            reporter.end()
+        return Outcome(run, trainer.state, trainer.state.epoch - before, None, validation, test)
+
+    def _checkpoint(self) -> Checkpoint:
+        model, optimizer = self.trainer.model, self.trainer.optimizer
+        return Checkpoint(
+            parameters=model.split(model.backend.to_numpy(model.parameters)),
+            optimizer=optimizer.state_to_host(),
+            config=self.config,
+            state=self.trainer.state.to_json(),
+        )
+
+    def _save_last(self) -> None:
+        checkpoint.save(self.run.last, self._checkpoint())
+
+    def _save_epoch(self, done: EpochDone) -> None:
+        """Everything that an epoch leaves. `last` comes at the end: it is what a resume reads."""
+        if done.is_best:
+            checkpoint.save(self.run.best, self._checkpoint())
+        self.run.write_metrics(self.trainer.state.history)
+        self._write_picture(self.trainer.engine)
+        self._save_last()
+
+    def _write_picture(self, engine: Engine) -> None:
+        inputs = self.trainer.dataset.test.images[:SHOWN_IMAGES]
+        outputs = to_bytes(engine.reconstruct(inputs), engine.model.value_range)
+        save_png(reconstructions_grid(inputs, outputs), self.run.reconstructions)
+
+    def _write_results(self) -> tuple[Figures, Figures]:
+        """Measure the best checkpoint on the validation and the test split, and write it down."""
+        best = checkpoint.load(self.run.best)
+        model, dataset = best.build_model(), self.trainer.dataset
+        model.to(self.trainer.model.backend)
+        threads = self.trainer.engine.threads
+        validation = measure(model, dataset.validation, threads)
+        same = dataset.test.images is dataset.validation.images
+        test = validation if same else measure(model, dataset.test, threads)
+        for split, figures in (("validation", validation), ("test", test)):
+            self.run.write_results(split, figures, best.state["best_epoch"])
+        with Engine(model, dataset.train.image_shape, threads=threads) as engine:
+            self._write_picture(engine)
+        return validation, test
+
+
+def measure(model: Autoencoder, split: Split, threads: int | None = None) -> Figures:
+    """The reconstruction error of a model over a split."""
+    if not len(split):
+        raise InputError("the split is empty: there is nothing to measure")
+    with Engine(model, split.image_shape, threads=threads) as engine:
+        total = engine.squared_error(model.backend.asarray(split.images))
+    return Figures.from_squared_error(total, split.images.size, model.value_range)
+
+
+def check_same_data(trained_on: dict[str, Any], dataset: Dataset, run: Path) -> None:
+    """Refuse a data set that is not the one a run was trained on."""
+    if trained_on != _fingerprint(dataset):
+        raise InputError(
+            f"{run} was trained on other images than these of {dataset.name}: "
+            "name the folder they lie in with --data-dir"
+        )
+
+
+def _what_must_agree(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration less where its images lie: a checksum says that they are the same."""
+    return {**config, "train": {**config.get("train", {}), "data_dir": None}}
+
+
+def _fingerprint(dataset: Dataset) -> dict[str, Any]:
+    """What tells two data sets apart: sizes, and a SHA-256 of the pixels that training sees."""
+    sha = hashlib.sha256()
+    for split in (dataset.train, dataset.validation):
+        sha.update(split.images.data)
+    return {
+        "name": dataset.name,
+        "train": len(dataset.train),
+        "validation": len(dataset.validation),
+        "test": len(dataset.test),
+        "image_shape": list(dataset.train.image_shape),
+        "sha256": sha.hexdigest(),
+    }
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that receives the number of a SIGINT or SIGTERM; a second one acts as usual."""
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def remember(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    try:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            previous[name] = signal.signal(name, remember)
+    except ValueError:  # not the main thread: whoever runs the process handles its signals
+        pass
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,218 @@
+"""The training loop: epochs of shuffled batches, a validation error after each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from math import isfinite, prod
+from typing import Any
+
+import numpy as np
+
+from cae_raw.data.base import Dataset, Split
+from cae_raw.data.order import epoch_order
+from cae_raw.errors import InputError
+from cae_raw.figures import Figures
+from cae_raw.models import Autoencoder
+from cae_raw.training.engine import Engine
+from cae_raw.training.optimizers import Optimizer
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One row of metrics.csv: what an epoch took and achieved."""
+
+    epoch: int  # counted from 1
+    step: int  # batches since the start of training
+    seconds: float  # of this epoch, validation included
+    images_per_second: float  # of its training part
+    train_half_mse: float  # mean over the epoch, while the weights move
+    validation_half_mse: float  # after the epoch
+    lr: float
+
+
+@dataclass
+class TrainState:
+    """Where a training stands, besides weights and optimizer. Everything a resumed run needs."""
+
+    epoch: int = 0  # epochs completed
+    batch: int = 0  # batches done of the epoch under way
+    step: int = 0  # batches done in all
+    squared_error: float = 0.0  # summed over the epoch under way
+    seconds: float = 0.0  # spent on the epoch under way
+    best: float | None = None  # lowest validation half_mse
+    best_epoch: int = 0
+    history: list[EpochRecord] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> TrainState:
+        history = [EpochRecord(**row) for row in values["history"]]
+        return cls(**{**values, "history": history})
+
+
+@dataclass(frozen=True)
+class BatchDone:
+    """A batch was trained on."""
+
+    images: int
+    half_mse: float  # of this batch, before the step
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """An epoch is over and its validation error is known."""
+
+    record: EpochRecord
+    is_best: bool
+
+
+class Trainer:
+    """Trains a model on a data set.
+
+        trainer = Trainer(model, dataset, Adam(model, lr=1e-3))
+        history = trainer.fit(epochs=5)
+
+    The order of the examples is a function of (seed, epoch) alone, so a trainer that is given the
+    state, weights and optimizer state of another continues it exactly.
+
+    Args:
+        model: on the backend that shall do the work.
+        dataset: its training split is learned, its validation split measured after each epoch.
+        optimizer: of this model.
+        batch_size: the last batch of an epoch may be smaller.
+        seed: of the order of the examples.
+        lr_decay_epochs, lr_decay_factor: every so many epochs the learning rate is multiplied by
+            the factor; 0 epochs: never.
+        loss, threads: as for `Engine`.
+
+    Raises:
+        InputError: for sizes below 1, an empty split, or images that the model cannot take.
+    """
+
+    def __init__(
+        self,
+        model: Autoencoder,
+        dataset: Dataset,
+        optimizer: Optimizer,
+        *,
+        batch_size: int = 128,
+        seed: int = 0,
+        lr_decay_epochs: int = 0,
+        lr_decay_factor: float = 1.0,
+        loss: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        for name, split in (("training", dataset.train), ("validation", dataset.validation)):
+            if not len(split):
+                raise InputError(f"the {name} split of {dataset.name} is empty")
+        if dataset.train.image_shape[0] != model.channels:
+            raise InputError(
+                f"the model takes {model.channels} channels, "
+                f"{dataset.name} has {dataset.train.image_shape[0]}"
+            )
+        self.model, self.dataset, self.optimizer = model, dataset, optimizer
+        self.batch_size, self.seed = batch_size, seed
+        self.base_lr = optimizer.lr
+        self.lr_decay_epochs, self.lr_decay_factor = lr_decay_epochs, lr_decay_factor
+        self.state = TrainState()
+        self.engine = Engine(model, dataset.train.image_shape, loss=loss, threads=threads)
+        self._placed: dict[int, tuple[Split, Any]] = {}
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return -(-len(self.dataset.train) // self.batch_size)
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        if not self.lr_decay_epochs:
+            return self.base_lr
+        return float(self.base_lr * self.lr_decay_factor ** (epoch // self.lr_decay_epochs))
+
+    def fit(self, epochs: int) -> list[EpochRecord]:
+        """Train until `epochs` epochs are done in all; returns the record of each."""
+        for _ in self.steps(epochs):
+            pass
+        return self.state.history
+
+    def steps(self, epochs: int) -> Iterator[BatchDone | EpochDone]:
+        """The same, step by step; whenever it yields, `state` is complete and can be saved.
+
+        Raises:
+            InputError: when the loss stops being a finite number.
+        """
+        with self.engine:
+            while self.state.epoch < epochs:
+                yield from self._train_epoch()
+                yield self._end_epoch()
+
+    def evaluate(self, split: Split) -> Figures:
+        """The reconstruction error over a split, without any penalty."""
+        with self.engine:
+            total = self.engine.squared_error(self._place(split))
+        return Figures.from_squared_error(total, split.images.size, self.model.value_range)
+
+    def _train_epoch(self) -> Iterator[BatchDone]:
+        state, train = self.state, self.dataset.train
+        images = self._place(train)
+        elements = prod(train.image_shape)
+        self.optimizer.lr = self.lr_at(state.epoch)
+        order = epoch_order(len(train), self.seed, state.epoch)
+        while state.batch < self.batches_per_epoch:
+            started = time.perf_counter()
+            start = state.batch * self.batch_size
+            indices = order[start : start + self.batch_size]
+            total = self.engine.step(images, indices)
+            with np.errstate(over="ignore", invalid="ignore"):  # `_finite` tells it better
+                self.optimizer.step(self.engine.gradients)
+            error = float(self.model.backend.to_numpy(total)[0])
+            half_mse = self._finite(error / (2 * len(indices) * elements))
+            state.batch += 1
+            state.step += 1
+            state.squared_error += error
+            state.seconds += time.perf_counter() - started
+            yield BatchDone(len(indices), half_mse)
+
+    def _end_epoch(self) -> EpochDone:
+        state, train = self.state, self.dataset.train
+        started = time.perf_counter()
+        validation = self._finite(self.evaluate(self.dataset.validation).half_mse)
+        training_seconds = state.seconds
+        record = EpochRecord(
+            epoch=state.epoch + 1,
+            step=state.step,
+            seconds=training_seconds + time.perf_counter() - started,
+            images_per_second=len(train) / max(training_seconds, 1e-9),
+            train_half_mse=state.squared_error / (2 * train.images.size),
+            validation_half_mse=validation,
+            lr=self.optimizer.lr,
+        )
+        is_best = state.best is None or validation < state.best
+        if is_best:
+            state.best, state.best_epoch = validation, record.epoch
+        state.history.append(record)
+        state.epoch, state.batch = record.epoch, 0
+        state.squared_error = state.seconds = 0.0
+        return EpochDone(record, is_best)
+
+    def _finite(self, half_mse: float) -> float:
+        """The error, if it is a number to go on with."""
+        if not isfinite(half_mse):
+            raise InputError(
+                f"training diverged: half_mse is {half_mse} in epoch {self.state.epoch + 1} after "
+                f"step {self.state.step}; try a smaller --lr than {self.optimizer.lr:g}"
+            )
+        return half_mse
+
+    def _place(self, split: Split) -> Any:
+        """The split's images on the model's backend, moved there once."""
+        key = id(split)
+        if key not in self._placed:
+            # Kept with the split itself, so that no other one can get its id.
+            self._placed[key] = split, self.model.backend.asarray(np.asarray(split.images))
+        return self._placed[key][1]

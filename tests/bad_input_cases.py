@@ -1,0 +1,333 @@
+"""Bad input and what each prints: the rows behind test_bad_input.py and the table in README.md.
+
+`python tests/bad_input_cases.py` prints that table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from cli_runner import picture
+from PIL import Image
+
+RUN = "runs/single-layer/shapes_adam_lr=0.001_b=16_f=2"
+MNIST = ("train-images", "train-labels", "t10k-images", "t10k-labels")
+
+
+class Row(NamedTuple):
+    """One thing that a difficult user tries.
+
+    tried: words for the table; empty where the command says it.
+    words: the command without `cae-raw`; `--device cpu` and small sizes are added by the test.
+    line: what stands after `cae-raw: error: `; three dots stand for any text.
+    status: the exit status.
+    """
+
+    tried: str
+    words: str
+    line: str
+    status: int = 2
+    prepare: Callable[[], object] = lambda: None
+
+
+def cut(path: str, share: float = 0.5) -> None:
+    data = Path(path).read_bytes()
+    Path(path).write_bytes(data[: int(len(data) * share)])
+
+
+def flip_a_bit(path: str) -> None:
+    data = bytearray(Path(path).read_bytes())
+    data[-7] ^= 4
+    Path(path).write_bytes(data)
+
+
+def web_pages() -> None:
+    Path("data").mkdir()
+    for name, rank in zip(MNIST, (3, 1, 3, 1), strict=True):
+        Path(f"data/{name}-idx{rank}-ubyte").write_text("<!DOCTYPE html><html></html>")
+
+
+def large_image() -> None:
+    Image.new("1", (20_000, 20_000)).save("map.png")
+
+
+TABLE = (
+    # --- options
+    Row("", "train --lr nan", "--lr must be above 0 and finite, not nan"),
+    Row("", "train --lr fast", "Invalid value for '--lr': ...; see `cae-raw train --help`"),
+    Row("", "train --bach-size 64", "No such option: --bach-size ...; see `cae-raw train --help`"),
+    Row("", "train --batch-size 0", "--batch-size must be at least 1, not 0"),
+    Row("", "train --filters 1000000", "--filters must be at most 65536, not 1000000"),
+    Row("", "train --betas 0.9 1", "--betas must be at least 0 and below 1, not 1.0"),
+    Row(
+        "",
+        "train --momentum 0.9",
+        "--momentum needs --optimizer sgd to have an effect: add that, or omit --momentum",
+    ),
+    Row(
+        "",
+        "train --comment ../../elsewhere",
+        "--comment '../../elsewhere' becomes part of a folder's name: use letters, digits and "
+        "_ . , + = - only",
+    ),
+    Row("", "train --device tpu", "unknown device 'tpu': choose auto, cpu, cuda or cuda:N"),
+    Row(
+        "`--runs-dir` is a file",
+        "train --runs-dir photo.png",
+        "cannot write to photo.png/single-layer/shapes_adam_lr=0.001_b=16_f=2: Not a directory",
+    ),
+    Row(
+        "an empty variable in a script",
+        'train --runs-dir ""',
+        "Invalid value for '--runs-dir': a path cannot be empty; see `cae-raw train --help`",
+    ),
+    # --- data
+    Row(
+        "",
+        "train --dataset imagenet",
+        "unknown data set 'imagenet': choose one of cifar10, folder, mnist, shapes",
+    ),
+    Row(
+        "a folder of photos, but no `--dataset`",
+        "train --data-dir photos",
+        "shapes are drawn, not read from --data-dir: for images of your own add --dataset folder "
+        "--size PIXELS, or omit --data-dir",
+    ),
+    Row(
+        "",
+        "train --dataset folder --data-dir photos",
+        "the data set folder needs --size, the side of its images in pixels",
+        prepare=lambda: Path("photos").mkdir(),
+    ),
+    Row(
+        "a folder without images",
+        "train --dataset folder --data-dir photos --size 32",
+        "no images below photos: looked for files ...",
+        prepare=lambda: Path("photos").mkdir(),
+    ),
+    Row(
+        "no files, no network",
+        "train --dataset mnist --data-dir data",
+        "cannot download train-images-idx3-ubyte.gz: https://...; https://.... Put the file in a "
+        "folder and name it with --data-dir, or use --dataset shapes, which needs no files. "
+        "Looked in: data, ...",
+        prepare=lambda: Path("data").mkdir(),
+    ),
+    Row(
+        "web pages under the names of the data files",
+        "train --dataset mnist --data-dir data",
+        "data/train-images-idx3-ubyte is no IDX file of 3-dimensional bytes (it is a web page): it "
+        "begins with 3c21444f instead of 00000803; replace it by an intact copy, or delete it to "
+        "have it downloaded",
+        prepare=web_pages,
+    ),
+    # --- runs
+    Row(
+        "a bit of the last checkpoint flipped",
+        "train",
+        f"{RUN}/last.safetensors is damaged (its checksum differs): use another, or --restart the "
+        "run",
+        prepare=lambda: flip_a_bit(f"{RUN}/last.safetensors"),
+    ),
+    Row(
+        "no run yet",
+        "evaluate --runs-dir elsewhere",
+        "no run under elsewhere: train one with `cae-raw train`, or name one",
+    ),
+    Row("", "evaluate my-run", "there is no run my-run: train one, or name the folder of another"),
+    Row("", "evaluate runs", f"runs is no run but holds some: name one, as {RUN}"),
+    Row("", "evaluate --split train", "unknown split 'train': choose one of test, validation"),
+    Row(
+        "a run stopped in its first epoch",
+        f"evaluate {RUN}",
+        f"{RUN} holds no best.safetensors: train it for an epoch at least",
+        prepare=lambda: Path(RUN, "best.safetensors").unlink(),
+    ),
+    Row(
+        "the best checkpoint cut in half",
+        f"evaluate {RUN}",
+        f"{RUN}/best.safetensors is damaged or no checkpoint of cae-raw: use another, or "
+        "--restart the run",
+        prepare=lambda: cut(f"{RUN}/best.safetensors"),
+    ),
+    # --- images
+    Row(
+        "a text file",
+        "reconstruct notes.txt",
+        "notes.txt is not an image that Pillow can read",
+        1,
+        lambda: Path("notes.txt").write_text("hello"),
+    ),
+    Row(
+        "half an image among whole ones: those are done",
+        "reconstruct broken.png photo.png",
+        "broken.png cannot be decoded: ...",
+        1,
+        lambda: cut(str(picture(Path("broken.png"), 40, 40, 3))),
+    ),
+    Row(
+        "an image of 20,000 x 20,000 pixels",
+        "reconstruct map.png",
+        "map.png is too large: at most 178956970 pixels are decoded",
+        1,
+        large_image,
+    ),
+    Row("", "reconstruct missing.png", "cannot read missing.png: No such file or directory", 1),
+    Row(
+        "",
+        "reconstruct photo.png --run a --checkpoint b",
+        "--run and --checkpoint both name a model: give one of them",
+    ),
+    Row(
+        "an image for a checkpoint",
+        "reconstruct photo.png --checkpoint photo.png",
+        "photo.png is damaged or no checkpoint of cae-raw: use another, or --restart the run",
+    ),
+    Row(
+        "`--out` is a file",
+        "reconstruct photo.png --out photo.png",
+        "cannot make the folder photo.png: File exists",
+    ),
+)
+
+# More of the same kind, which the README does not list.
+MORE = (
+    *(
+        Row("", f"train {option} {value}", f"{option} must be ..., not ...")
+        for option in ("--lr", "--eps", "--save-every-seconds", "--l2-penalty", "--lr-decay-factor")
+        for value in ("-1", "inf", "1e400", "nan")
+    ),
+    *(
+        Row("", f"train {option} {value}", f"{option} must be ..., not ...")
+        for option in ("--batch-size", "--epochs", "--filters", "--limit-train", "--threads")
+        for value in ("0", "-3", "9" * 400)
+    ),
+    *(
+        Row("", f"train {option} {value!r}", f"Invalid value for '{option}': ...")
+        for option in ("--epochs", "--seed", "--lr-decay-epochs", "--size")
+        for value in ("", "1.5", "ten", "0x10", "nan", "9" * 5000)
+    ),
+    *(
+        Row("", f"train --betas {values}", "--betas must be at least 0 and below 1, not ...")
+        for values in ("-0.1 0.9", "0.9 nan", "inf 0.9")
+    ),
+    Row("", "train --seed -1", "--seed must be at least 0, not -1"),
+    Row("", f"train --seed {'9' * 400}", "--seed must be at most 9223372036854775807, not 999..."),
+    Row("", "train --lr 1e300", "--lr must be at most 1e+30, not 1e+300"),
+    Row("", "train --l2-penalty 1e39", "--l2-penalty must be at most 1e+30, not 1e+39"),
+    Row("", "train --lr-decay-epochs -1", "--lr-decay-epochs must be at least 0, not -1"),
+    Row("", "train --optimizer sgd --momentum 1", "--momentum must be at least 0 and below 1, ..."),
+    Row("", "train --optimizer sgd --betas 0 0", "--betas needs --optimizer adam ..."),
+    Row("", "train --optimizer sgd --eps 1", "--eps needs --optimizer adam ..."),
+    Row("", "train --l2-decoder", "--l2-decoder needs --l2-penalty to have an effect: ..."),
+    Row("", "train --lr-decay-factor 0.5", "--lr-decay-factor needs --lr-decay-epochs ..."),
+    Row("", "train --size 8", "--size needs --dataset folder to have an effect: ..."),
+    Row("", "train --optimizer ''", "unknown optimizer '': choose one of adam, sgd"),
+    Row("", "train --model deeper", "unknown model 'deeper': choose one of ..."),
+    Row("", "train --dataset ''", "unknown data set '': choose one of ..."),
+    Row("", "train --device ''", "unknown device '': choose ..."),
+    Row("", "train --device cuda:", "unknown device 'cuda:': choose ..."),
+    Row("", "train --device cuda:-1", "unknown device 'cuda:-1': choose ..."),
+    Row("", f"train --comment {'a' * 300}", "the run's name is longer than 200 bytes: ..."),
+    Row("", "train --comment 'a\nb'", "--comment 'a\\nb' becomes part of a folder's name: ..."),
+    Row("", "train --comment .hidden", "--comment '.hidden' becomes part of a folder's name: ..."),
+    Row("", "train --seed", "Option '--seed' requires an argument; ..."),
+    Row("", "train surplus", "Got unexpected extra argument...; see `cae-raw train --help`"),
+    Row("", "--quiet", "No such option: --quiet; see `cae-raw --help`"),
+    Row("", "trian", "No such command 'trian'...; see `cae-raw --help`"),
+    *(
+        Row("", f"train --dataset {name} --data-dir photo.png {size}", "--data-dir photo.png: ...")
+        for name, size in (("mnist", ""), ("cifar10", ""), ("folder", "--size 8"))
+    ),
+    Row("", "train --dataset folder --size 8", "the data set folder needs --data-dir, ..."),
+    Row("", "train --dataset folder --data-dir . --size 1000000", "--size must be at most 2048..."),
+    Row("", "train --dataset folder --data-dir . --size 0", "--size must be at least 1, not 0"),
+    Row("", "train --dataset folder --data-dir '' --size 8", "Invalid value for '--data-dir': ..."),
+    Row("", "train --dataset folder --data-dir no --size 8", "--data-dir no: No such file or ..."),
+    Row(
+        "",
+        "train --dataset folder --data-dir 'li\nne' --size 8",
+        "--data-dir li\\nne: No such file or directory; name a folder that can be read",
+    ),
+    Row(
+        "",
+        "train --dataset cifar10 --data-dir data",
+        "data/cifar-10-binary.tar.gz is damaged or no tar archive: ...",
+        prepare=lambda: picture(Path("data/photo.png"), 9, 9).rename("data/cifar-10-binary.tar.gz"),
+    ),
+    Row(
+        "",
+        "train",
+        f"{RUN}/last.safetensors is damaged ...",
+        prepare=lambda: cut(f"{RUN}/last.safetensors", 0),
+    ),
+    Row(
+        "",
+        "train",
+        f"cannot read the checkpoint {RUN}/last.safetensors: Is a directory",
+        prepare=lambda: (
+            Path(RUN, "last.safetensors").unlink(),
+            Path(RUN, "last.safetensors").mkdir(),
+        ),
+    ),
+    Row("", "evaluate ''", "Invalid value for 'RUN': a path cannot be empty; ..."),
+    Row("", "evaluate --threads 0", "--threads must be at least 1, not 0"),
+    Row("", "evaluate --runs-dir photo.png", "no run under photo.png: ..."),
+    Row("", f"evaluate {RUN}/best.safetensors", f"{RUN}/best.safetensors is a file: name the ..."),
+    Row("", f"evaluate {RUN} --data-dir .", "shapes are drawn, not read from --data-dir: ..."),
+    Row("", f"evaluate {RUN} {RUN}", "Got unexpected extra argument...; see `cae-raw evaluate ..."),
+    Row("", "reconstruct", "Missing argument 'IMAGE'; see `cae-raw reconstruct --help`"),
+    Row("", "reconstruct ''", "Invalid value for 'IMAGE': a path cannot be empty; ..."),
+    Row("", "reconstruct photo.png --out ''", "Invalid value for '--out': a path cannot be ..."),
+    Row("", "reconstruct photo.png --run ''", "Invalid value for '--run': a path cannot be ..."),
+    Row("", "reconstruct photo.png --run no", "there is no run no: ..."),
+    Row("", "reconstruct photo.png --run photo.png", "photo.png is a file: name the folder ..."),
+    Row("", "reconstruct photo.png --checkpoint no", "cannot read the checkpoint no: No such ..."),
+    Row("", "reconstruct photo.png --threads -1", "--threads must be at least 1, not -1"),
+    Row("", "reconstruct photo.png --out photo.png/a", "cannot make the folder photo.png/a: ..."),
+    Row(
+        "",
+        "reconstruct empty.png",
+        "empty.png is not an image that Pillow can read (it is empty)",
+        1,
+        lambda: Path("empty.png").touch(),
+    ),
+    Row(
+        "",
+        "reconstruct page.png",
+        "page.png is not an image that Pillow can read (it is a web page)",
+        1,
+        lambda: Path("page.png").write_text("<html>404</html>"),
+    ),
+    Row(
+        "",
+        "reconstruct photos",
+        "no images in the folder photos: name image files",
+        1,
+        lambda: Path("photos").mkdir(),
+    ),
+    Row("", "info --runs-dir ''", "Invalid value for '--runs-dir': a path cannot be empty; ..."),
+    Row("", "info surplus", "Got unexpected extra argument...; see `cae-raw info --help`"),
+)
+
+
+def as_code(text: str) -> str:
+    text = text.replace("b=16_f=2", "b=128")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def rows() -> list[str]:
+    """The table's rows in Markdown, with the name that a run has by default."""
+    return [
+        f"| {row.tried + ': ' if row.tried else ''}{as_code('cae-raw ' + row.words)} "
+        f"| {as_code(row.line)} |"
+        for row in TABLE
+    ]
+
+
+if __name__ == "__main__":
+    print("| what was tried | what it prints after `cae-raw: error:` |")
+    print("|---|---|")
+    print("\n".join(rows()))

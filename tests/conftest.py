@@ -1,0 +1,42 @@
+"""Fixtures that several test files share, and a last line on how many kernels really ran."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from training_cases import make_dataset
+
+from cae_raw.data import Dataset
+from cae_raw.models import Autoencoder, single_layer
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20)
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    """37 training, 11 validation and 7 test images of 1x6x5."""
+    return make_dataset()
+
+
+@pytest.fixture
+def model(rng: np.random.Generator) -> Autoencoder:
+    """A single-layer model with 2 filters for gray images."""
+    return single_layer(1, 2, rng)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    checks = sys.modules.get("kernel_checks")
+    if checks is None:
+        return
+    launches = sys.modules["emulator"].launch_count()
+    for name, tally in (("emulated", checks.EMULATED), ("GPU", checks.ON_GPU)):
+        terminalreporter.write_line(
+            f"{name} kernel cases: {len(tally.cases)}"
+            + (f" in {launches} launches" if name == "emulated" else "")
+            + f"; largest error {tally.worst:.2f} of the tolerance ({tally.worst_case})"
+        )

@@ -1,0 +1,55 @@
+"""Help and version answer at once: they load none of the heavy modules."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from cli_runner import ROOT
+
+HEAVY = ("numpy", "PIL", "cupy", "safetensors", "threadpoolctl", "pooch", "filelock", "rich")
+REPORT = """
+import sys
+from cae_raw.app import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    print("LOADED", *sys.modules)
+"""
+
+
+def loaded(*words: str) -> set[str]:
+    result = subprocess.run(
+        [sys.executable, "-c", REPORT, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    names = result.stdout.rpartition("LOADED ")[2].split()
+    assert "typer" in names
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--help",), ("--version",), ("train", "--help"), ("train", "--nonsense"), ("reconstruct",)],
+    ids=" ".join,
+)
+def test_nothing_heavy_is_loaded(words: tuple[str, ...]) -> None:
+    assert loaded(*words).isdisjoint(HEAVY)
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import cae_raw, sys; print(*sys.modules)"
+    names = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "cae_raw" in names
+    assert {name.partition(".")[0] for name in names}.isdisjoint((*HEAVY, "typer"))
+
+
+def test_the_measure_sees_what_is_loaded() -> None:
+    assert {"numpy", "threadpoolctl"} <= loaded("info")
