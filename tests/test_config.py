@@ -70,9 +70,8 @@ OTHER: dict[str, Any] = {
 
 
 def test_every_parameter_changes_the_name() -> None:
-    assert set(OTHER) == {f.name for f in fields(TrainConfig)} - {
-        "model"
-    }  # that is the folder above
+    in_the_name = {f.name for f in fields(TrainConfig)} - {"model"}  # that is the folder above
+    assert set(OTHER) == in_the_name
     names = {TrainConfig().run_name()}
     for name, value in OTHER.items():
         names.add(replace(TrainConfig(), **{name: value}).run_name())

@@ -1,0 +1,1 @@
+"""The parts of bench/gpu.py. They import NumPy, CuPy and light modules of cae_raw only."""

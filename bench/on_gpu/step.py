@@ -1,0 +1,132 @@
+"""The training step of the single-layer model on images of CIFAR-10's size.
+
+Gather, forward, loss, backward and Adam. Losses of the first steps are compared with NumPy's
+before anything is timed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cae_raw.models import Autoencoder, build
+from cae_raw.training.engine import Engine
+from cae_raw.training.optimizers import Adam
+from on_gpu.device import Bench
+from on_gpu.record import Record
+
+BATCHES = (32, 128, 1024)
+IMAGE = (3, 32, 32)
+IMAGES = 4096
+LR = 1e-3
+COMPARED_STEPS, TOLERANCE = 5, 1e-4
+Step = Callable[[np.ndarray], Any]
+
+
+def data(tiny: bool) -> np.ndarray:
+    """Random bytes (M, 3, H, W): a step costs the same on every image."""
+    shape = (8, 3, 6, 6) if tiny else (IMAGES, *IMAGE)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def new_model(filters: int = 32) -> Autoencoder:
+    """The same weights every time."""
+    return build("single-layer", np.random.default_rng(1), channels=3, filters=filters)
+
+
+def batch(images: np.ndarray, size: int, number: int) -> np.ndarray:
+    """The indices of batch `number`."""
+    return np.random.default_rng([2, number]).integers(0, len(images), size)
+
+
+def our_step(images: np.ndarray, backend: Any) -> Step:
+    """A step of cae-raw; returns the sum of squared errors, still on the device."""
+    model = new_model()
+    model.to(backend)
+    placed = backend.asarray(images)
+    engine = Engine(model, images.shape[1:], threads=1)
+    optimizer = Adam(model, lr=LR)
+
+    def step(indices: np.ndarray) -> Any:
+        total = engine.step(placed, indices)
+        optimizer.step(engine.gradients)
+        return total
+
+    return step
+
+
+def reference_losses(images: np.ndarray, size: int) -> list[float]:
+    """half_mse of the first steps in NumPy, by the operations themselves."""
+    from cae_raw.data.scaling import scale_and_shift
+    from cae_raw.layers.loss import MSELoss
+    from cae_raw.ops.batch import gather
+
+    model = new_model()
+    optimizer, loss = Adam(model, lr=LR), MSELoss("half_mse")
+    scale, shift = scale_and_shift(model.value_range)
+    losses = []
+    for number in range(COMPARED_STEPS):
+        x = gather(images, batch(images, size, number), scale=scale, shift=shift)
+        trace: dict[Any, Any] = {}
+        value, dy = loss(model.forward(x, trace), x)
+        flat = np.empty_like(model.parameters)
+        model.backward(dy, trace, model.split(flat), need_dx=False)
+        optimizer.step(flat)
+        losses.append(float(value))
+    return losses
+
+
+def worst_difference(losses: list[float], expected: list[float]) -> float:
+    """The largest relative difference; NaN counts as infinite."""
+    worst = max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
+    return worst if worst == worst else float("inf")
+
+
+def milliseconds(
+    step: Step, images: np.ndarray, size: int, synchronize: Callable[[], Any], tiny: bool
+) -> dict[str, Any]:
+    """Wall-clock time of a step among many, as in training: medians of runs of some steps."""
+    steps, runs = (1, 2) if tiny else (50, 7)
+    indices = [batch(images, size, number) for number in range(steps)]
+    for each in indices[: 1 if tiny else 20]:
+        step(each)
+    synchronize()
+    times = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        for each in indices:
+            step(each)
+        synchronize()
+        times.append((time.perf_counter() - started) / steps * 1e3)
+    ms = statistics.median(times)
+    return {"ms": ms, "ms_range": [min(times), max(times)], "images_per_s": 1e3 * size / ms}
+
+
+def run(bench: Bench, record: Record) -> None:
+    """Time the step at each batch size, with and without reading the loss after every step."""
+    images, tiny = data(bench.emulated), bench.emulated
+    to_numpy, wait = bench.backend.to_numpy, bench.backend.synchronize
+    for size in (2,) if tiny else BATCHES:
+        step = our_step(images, bench.backend)
+
+        def with_loss(indices: np.ndarray, step: Step = step) -> float:
+            return float(to_numpy(step(indices))[0])
+
+        expected = reference_losses(images, size)
+        elements = size * images[0].size
+        losses = [
+            with_loss(batch(images, size, number)) / (2 * elements)
+            for number in range(COMPARED_STEPS)
+        ]
+        difference = worst_difference(losses, expected)
+        if difference > TOLERANCE:
+            raise ArithmeticError(f"losses at batch {size} differ from NumPy's by {difference}")
+        subject = {"batch": size, "worst_loss_difference": difference}
+        found = milliseconds(step, images, size, wait, tiny)
+        record.add("steps", {**subject, "reads_loss": False, **found})
+        found = milliseconds(with_loss, images, size, wait, tiny)
+        record.add("steps", {**subject, "reads_loss": True, **found})

@@ -1,0 +1,230 @@
+"""The single-layer training step and forward pass beside PyTorch on the CPU, in one run.
+
+    python bench/side_by_side.py --batch 1024 --out bench/results/cpu.json
+
+All candidates do the same work from the same uint8 images and weights: gather a shuffled batch, scale
+it to [-1, 1], forward, half_mse, all gradients, one Adam step (or the forward pass alone). Losses and
+gradients are compared before anything is timed. Candidates take turns, step by step, so that a
+change in the machine's speed hits all of them alike; warm-up is outside; medians are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cae_raw.machine import blas, cpu_name
+from cae_raw.models import build
+from cae_raw.training.engine import Engine, available_threads
+from cae_raw.training.optimizers import Adam
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES = 8192
+Work = Callable[[np.ndarray], Any]
+
+
+class Ours:
+    """cae-raw, on a thread pool."""
+
+    name = "cae-raw"
+
+    def __init__(self, images: np.ndarray, threads: int) -> None:
+        self.images = images
+        self.model = build("single-layer", np.random.default_rng(0), channels=images.shape[1])
+        self.optimizer = Adam(self.model)
+        self.engine = Engine(self.model, images.shape[1:], threads=threads).__enter__()
+
+    def loss_and_gradients(self, indices: np.ndarray) -> tuple[float, np.ndarray]:
+        total = self.engine.step(self.images, indices)
+        elements = len(indices) * self.images[0].size
+        return float(total[0]) / (2 * elements), self.engine.gradients.copy()
+
+    def step(self, indices: np.ndarray) -> None:
+        self.engine.step(self.images, indices)
+        self.optimizer.step(self.engine.gradients)
+
+    def forward(self, indices: np.ndarray) -> None:
+        self.engine.squared_error(self.images[indices])
+
+
+class Torch:
+    """PyTorch in one of its modes, with cae-raw's initial weights."""
+
+    def __init__(self, images: np.ndarray, threads: int, mode: str) -> None:
+        import torch
+        from torch import nn
+
+        torch.set_num_threads(threads)
+        self.torch, self.name = torch, f"torch {mode}"
+        self.images = torch.from_numpy(images)
+        c = images.shape[1]
+        ours = build("single-layer", np.random.default_rng(0), channels=c)
+        self.model = nn.Sequential(
+            nn.Conv2d(c, 32, 3, padding=2), nn.Tanh(), nn.Conv2d(32, c, 3), nn.Tanh()
+        )
+        with torch.no_grad():
+            for mine, theirs in zip(self.model.parameters(), ours.params.values(), strict=True):
+                mine.copy_(torch.from_numpy(theirs.copy()))
+        self.format = torch.contiguous_format
+        if "channels_last" in mode:
+            self.format = torch.channels_last
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        self.run = torch.compile(self.model) if "compile" in mode else self.model
+
+    def _batch(self, indices: np.ndarray) -> Any:
+        x = self.images[self.torch.from_numpy(indices)].float().mul_(2 / 255).sub_(1)
+        return x.contiguous(memory_format=self.format)
+
+    def _loss(self, indices: np.ndarray) -> Any:
+        x = self._batch(indices)
+        return (self.run(x) - x).square().mean() / 2
+
+    def loss_and_gradients(self, indices: np.ndarray) -> tuple[float, np.ndarray]:
+        self.optimizer.zero_grad()
+        loss = self._loss(indices)
+        loss.backward()
+        gradients = [p.grad.contiguous().numpy().ravel() for p in self.model.parameters()]
+        return float(loss.detach()), np.concatenate(gradients)
+
+    def step(self, indices: np.ndarray) -> None:
+        self.optimizer.zero_grad()
+        self._loss(indices).backward()
+        self.optimizer.step()
+
+    def forward(self, indices: np.ndarray) -> None:
+        with self.torch.no_grad():
+            self._loss(indices)
+
+
+TORCH_MODES = ("eager", "channels_last", "compile", "compile channels_last")
+
+
+def candidates(images: np.ndarray, threads: int, skip: list[str]) -> list[Any]:
+    """Ours first, then each mode of PyTorch that is installed and not skipped."""
+    found: list[Any] = [Ours(images, threads)]
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        print("PyTorch is not installed: measuring cae-raw alone", file=sys.stderr)
+        return found
+    return found + [Torch(images, threads, mode) for mode in TORCH_MODES if mode not in skip]
+
+
+def check_equal(all_of_them: list[Any], batch: int) -> dict[str, dict[str, float]]:
+    """Relative differences of loss and gradients from ours; refuses to go on above 1e-4."""
+    indices = np.arange(batch)
+    loss, gradients = all_of_them[0].loss_and_gradients(indices)
+    differences = {}
+    for other in all_of_them[1:]:
+        their_loss, theirs = other.loss_and_gradients(indices)
+        difference = {
+            "loss": abs(their_loss - loss) / abs(loss),
+            "gradients": float(np.abs(theirs - gradients).max() / np.abs(gradients).max()),
+        }
+        if max(difference.values()) > 1e-4:
+            raise SystemExit(f"{other.name} computes something else: {difference}")
+        differences[other.name] = difference
+    return differences
+
+
+def race(all_of_them: list[Any], what: str, batch: int, rounds: int) -> dict[str, Any]:
+    """Median seconds per candidate; they take turns, on fresh indices each round."""
+    rng = np.random.default_rng(0)
+    seconds: dict[str, list[float]] = {c.name: [] for c in all_of_them}
+    for turn in range(-2, rounds):  # two rounds of warm-up
+        indices = rng.permutation(IMAGES)[:batch]
+        for candidate in all_of_them:
+            started = time.perf_counter()
+            getattr(candidate, what)(indices)
+            if turn >= 0:
+                seconds[candidate.name].append(time.perf_counter() - started)
+    medians = {name: float(np.median(times)) for name, times in seconds.items()}
+    rows = {
+        name: {"ms": 1e3 * median, "images_per_s": batch / median}
+        for name, median in medians.items()
+    }
+    rivals = {name: median for name, median in medians.items() if name != Ours.name}
+    if rivals:
+        best = min(rivals, key=rivals.__getitem__)
+        print(f"{what}, batch {batch}: {rivals[best] / medians[Ours.name]:.2f} times {best}")
+        return {"rows": rows, "best_rival": best, "ratio": rivals[best] / medians[Ours.name]}
+    return {"rows": rows}
+
+
+def peak_memory_mib(images_shape: tuple[int, ...], batch: int, threads: int) -> float:
+    """Peak resident memory of a process that trains a few steps, less its data set and imports."""
+    code = f"""
+import re, numpy as np
+from pathlib import Path
+from bench.side_by_side import Ours
+def peak():  # of this program; getrusage would report that of the one that started it
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+images = np.zeros({images_shape}, np.uint8); images += 1
+before = peak()
+ours = Ours(images, {threads})
+for _ in range(3): ours.step(np.arange({batch}) % len(images))
+print((peak() - before) / 1024)
+"""
+    command = [sys.executable, "-c", code]
+    return float(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
+
+
+def commit() -> str:
+    """The checkout's commit, with a mark where it has changes."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1024])
+    parser.add_argument("--channels", type=int, default=3, choices=(1, 3))
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=available_threads())
+    parser.add_argument("--skip", nargs="*", default=[], help="modes of PyTorch to leave out")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    shape = (IMAGES, args.channels, args.size, args.size)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    everyone = candidates(images, args.threads, args.skip)
+    result: dict[str, Any] = {
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "cpu": cpu_name(),
+        "threads": args.threads,
+        "blas": blas(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": sys.modules["torch"].__version__ if "torch" in sys.modules else None,
+        "load_before": os.getloadavg(),
+        "image_shape": shape[1:],
+        "differences": check_equal(everyone, 64),
+        "races": [],
+    }
+    for batch in args.batch:
+        for what in ("step", "forward"):
+            outcome = race(everyone, what, batch, args.rounds)
+            result["races"].append({"what": what, "batch": batch, **outcome})
+        result["races"][-2]["peak_mib"] = peak_memory_mib(shape, batch, args.threads)
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
