@@ -40,7 +40,11 @@ class MSELoss:
         """
         if tuple(y.shape) != tuple(target.shape):
             raise InputError(f"output {tuple(y.shape)} and target {tuple(target.shape)} differ")
-        return squared_error(y, target, scale=2 * LOSSES[self.kind] / max(1, elements))
+        return squared_error(y, target, scale=self.gradient_scale(elements))
+
+    def gradient_scale(self, elements: int) -> float:
+        """What y - t is multiplied by to give the gradient, for a batch of so many elements."""
+        return 2 * LOSSES[self.kind] / max(1, elements)
 
     def __call__(self, y: Array, target: Array) -> tuple[float, Array]:
         return self.forward(y, target)

@@ -90,7 +90,9 @@ class Sequential(Layer):
         return self.layer_shapes(shape)[-1]
 
     def flops(self, shape: Shape) -> int:
-        return sum(layer.flops(s) for layer, s in zip(self.stack, self.layer_shapes(shape), strict=False))
+        return sum(
+            layer.flops(s) for layer, s in zip(self.stack, self.layer_shapes(shape), strict=False)
+        )
 
     def forward(self, x: Array, trace: Trace | None = None, *, until: int | None = None) -> Array:
         """The output for a batch x, of all layers or of the first `until`.

@@ -115,7 +115,11 @@ def _build(
     ]
     layers = [*encoder, *decoder]
     weights = [
-        [f"{i}.weight" for i, layer in enumerate(layers) if layer.params and (i < len(encoder)) == e]
+        [
+            f"{i}.weight"
+            for i, layer in enumerate(layers)
+            if layer.params and (i < len(encoder)) == e
+        ]
         for e in (True, False)
     ]
     return Autoencoder(

@@ -9,10 +9,13 @@ formula names the decoder's weights as well, its code leaves them alone, so they
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from cae_raw.layers import Conv2d, Tanh
 from cae_raw.models.autoencoder import Autoencoder
+from cae_raw.ops.single_layer_step import SingleLayerStep
 
 
 def single_layer(
@@ -33,6 +36,7 @@ def single_layer(
         halo=2,
         loss="half_mse",
         penalised=(("0.weight",), ("2.weight",)),
+        fused=partial(SingleLayerStep, (filters, channels, 3, 3)),
         name="single-layer",
         options={"channels": channels, "filters": filters},
     )

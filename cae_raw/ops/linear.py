@@ -1,7 +1,7 @@
 """Fully connected layer: a matrix product with bias.
 
-    y  = x w^T + b        x (N, I), w (O, I), b (O,), y (N, O)
-    dx = dy w             dw = dy^T x             db = sum of dy over the batch
+y  = x w^T + b        x (N, I), w (O, I), b (O,), y (N, O)
+dx = dy w             dw = dy^T x             db = sum of dy over the batch
 """
 
 from __future__ import annotations

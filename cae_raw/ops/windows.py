@@ -81,9 +81,7 @@ def _with_borders(
     if not any(before + after):
         return np.ascontiguousarray(a), (0, 0)
     n, c, h, w = a.shape
-    padded = scratch.zeros(
-        (n, c, before[0] + h + after[0], before[1] + w + after[1]), a.dtype
-    )
+    padded = scratch.zeros((n, c, before[0] + h + after[0], before[1] + w + after[1]), a.dtype)
     padded[:, :, before[0] : before[0] + h, before[1] : before[1] + w] = a
     return padded, (before[0], before[1])
 

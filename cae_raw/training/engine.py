@@ -25,6 +25,7 @@ from cae_raw.layers.loss import MSELoss
 from cae_raw.models import Autoencoder
 from cae_raw.ops import scratch
 from cae_raw.ops.batch import gather
+from cae_raw.ops.single_layer_step import SingleLayerStep
 
 Array = Any
 T = TypeVar("T")
@@ -51,6 +52,7 @@ class Engine:
         image_shape: (C, H, W).
         loss: a name in `cae_raw.layers.loss.LOSSES`; None takes the model's own.
         threads: workers on the CPU; None takes every processor this process may use.
+        fused: use the model's fused step where it has one; False goes layer by layer.
 
     Raises:
         InputError: if the model cannot take such images or does not return them in their shape.
@@ -63,6 +65,7 @@ class Engine:
         *,
         loss: str | None = None,
         threads: int | None = None,
+        fused: bool = True,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, not {threads}")
@@ -77,6 +80,9 @@ class Engine:
         self.on_cpu = model.backend is NUMPY
         self.threads = (threads or available_threads()) if self.on_cpu else 1
         self.chunk = self._chunk_size() if self.on_cpu else None
+        self._fused: SingleLayerStep | None = None
+        if fused and self.on_cpu and model.fused is not None:
+            self._fused = model.fused(image_shape[1:], model.parameters.dtype)
         # More tasks than threads are in flight, so that none waits for the one that adds.
         self.in_flight = self.threads + 2 if self.on_cpu else 1
         self._buffers = [self._new_gradients() for _ in range(self.in_flight)]
@@ -125,11 +131,14 @@ class Engine:
         elements = len(indices) * prod(self.image_shape)
 
         def part(chunk: np.ndarray, slot: int) -> Array:
-            x = self._batch(images, chunk)
+            x, grads = self._batch(images, chunk), self._buffers[slot][1]
+            if self._fused is not None:
+                scale = self.loss.gradient_scale(elements)
+                return self._fused.gradients(x, self.model.params, grads, scale)
             trace: dict[Any, Any] = {}
             y = self.model.forward(x, trace)
             total, dy = self.loss.partial(y, x, elements)
-            self.model.backward(dy, trace, dict(self._buffers[slot][1]), need_dx=False)
+            self.model.backward(dy, trace, dict(grads), need_dx=False)
             return total
 
         chunks = self._chunks(indices)
@@ -155,6 +164,8 @@ class Engine:
 
         def part(chunk: np.ndarray, slot: int) -> Array:
             x = self._batch(images, chunk)
+            if self._fused is not None:
+                return self._fused.squared_error(x, self.model.params)
             return self.loss.partial(self.model.forward(x), x, 1)[0]
 
         indices = np.arange(len(images))
