@@ -46,17 +46,26 @@ def load_image(path: Path, channels: int | None = None) -> NDArray[np.uint8]:
     Raises InputError, one line with the path, when the file is no image that can be used.
     """
     with quiet_pillow():
-        return _decode(path, channels, None)
+        return _load(path, channels, None)
 
 
-def load_square(path: Path, channels: int, size: int) -> NDArray[np.uint8]:
+def load_square(path: Path, channels: int, size: int, whole: bool = False) -> NDArray[np.uint8]:
     """The largest centred square of an image, resized (Lanczos) to uint8 (channels, size, size).
 
-    This is the image with its shorter side resized to `size`, then cropped in the centre. Large
-    JPEGs are decoded at a fraction of their size, never below twice `size` where they have that.
+    This is the image with its shorter side resized to `size`, then cropped in the centre; with
+    `whole`, nothing is cropped and the image is squashed into the square. Large JPEGs are decoded
+    at a fraction of their size, never below twice `size` where they have that.
     For use inside `quiet_pillow`, which is not safe to enter from several threads at once.
     """
-    return _decode(path, channels, size)
+    return _load(path, channels, size, whole)
+
+
+def decode_image(file: BinaryIO, channels: int | None = None) -> NDArray[np.uint8]:
+    """`load_image` from an open file; the InputError's line begins with a verb.
+
+    May be used from several threads, after `silence_pillow`.
+    """
+    return _decode(file, channels, None, False)
 
 
 @contextmanager
@@ -67,32 +76,46 @@ def quiet_pillow() -> Iterator[None]:
         yield
 
 
-def _decode(path: Path, channels: int | None, size: int | None) -> NDArray[np.uint8]:
+def silence_pillow() -> None:
+    """Like `quiet_pillow`, but for good: for images that are decoded in threads."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _load(
+    path: Path, channels: int | None, size: int | None, whole: bool = False
+) -> NDArray[np.uint8]:
+    with open_file(path) as file:
+        try:
+            return _decode(file, channels, size, whole)
+        except InputError as error:
+            raise InputError(f"{path} {error}") from None
+
+
+def _decode(
+    file: BinaryIO, channels: int | None, size: int | None, whole: bool
+) -> NDArray[np.uint8]:
     from PIL import Image, UnidentifiedImageError
 
     if channels not in (None, 1, 3):
-        raise InputError(f"images have 1 or 3 channels here, not {channels}")
-    with open_file(path) as file:
-        try:
-            with Image.open(file) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                if size is not None:
-                    image.draft(None, (2 * size, 2 * size))
-                eight_bit = _to_eight_bit(image, channels)
-                if size is not None:
-                    eight_bit = _centre_square(eight_bit, size)
-                pixels = np.asarray(eight_bit)
-        except InputError as error:
-            raise InputError(f"{path} {error}") from None
-        except Image.DecompressionBombError:
-            raise InputError(
-                f"{path} is too large: at most {MAX_PIXELS} pixels are decoded"
-            ) from None
-        except UnidentifiedImageError:
-            raise InputError(f"{path} is not an image that Pillow can read{_hint(file)}") from None
-        except Exception as error:  # damaged files fail in a dozen ways
-            raise InputError(f"{path} cannot be decoded: {reason(error)}") from None
+        raise InputError(f"cannot have {channels} channels: images have 1 or 3 here")
+    try:
+        with Image.open(file) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            if size is not None:
+                image.draft(None, (2 * size, 2 * size))
+            eight_bit = _to_eight_bit(image, channels)
+            if size is not None:
+                eight_bit = _square(eight_bit, size, whole)
+            pixels = np.asarray(eight_bit)
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise InputError(f"is too large: at most {MAX_PIXELS} pixels are decoded") from None
+    except UnidentifiedImageError:
+        raise InputError(f"is not an image that Pillow can read{_hint(file)}") from None
+    except Exception as error:  # damaged files fail in a dozen ways
+        raise InputError(f"cannot be decoded: {reason(error)}") from None
     if pixels.ndim == 2:
         return np.ascontiguousarray(pixels[None])
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
@@ -137,11 +160,11 @@ def _over_white(image: Image) -> Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _centre_square(image: Image, size: int) -> Image:
+def _square(image: Image, size: int, whole: bool) -> Image:
     from PIL import Image
 
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
+    box = None if whole else (left, top, left + side, top + side)
     return image.resize((size, size), Image.Resampling.LANCZOS, box=box)

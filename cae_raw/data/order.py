@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 # The highest counter word keeps streams for different purposes apart, whatever their keys.
 ORDER_STREAM = 1
 SHAPES_STREAM = 2
+STREAMING_STREAM = 3
 
 _MASK = 2**64 - 1
 
