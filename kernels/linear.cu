@@ -4,17 +4,17 @@
 //   shapes: x (N, I), w (O, I), b (O), y (N, O)
 //   constants: THREADS, TILE_M, TILE_N, TILE_K, THREAD_M, THREAD_N (see the drawing)
 //   flops: 2*N*O*I
-//   bytes: 4*(N*I + O*I + N*O + O)
+//   bytes: 4*(N*I + O*I + splits*N*O + O)
 //   bound: arithmetic for batches above about 30, else memory (w is read once)
 // linear_backward_input: dx[n,i] = sum over o of dy[n,o] * w[o,i]
 //   shapes: dy (N, O), w (O, I), dx (N, I)
 //   flops: 2*N*O*I
-//   bytes: 4*(N*I + O*I + N*O)
+//   bytes: 4*(N*O + O*I + splits*N*I)
 //   bound: as linear_forward
 // linear_backward_weight: dw[o,i] = sum over n of dy[n,o] * x[n,i]
 //   shapes: dy (N, O), x (N, I), dw (O, I)
 //   flops: 2*N*O*I
-//   bytes: 4*(N*I + O*I + N*O)
+//   bytes: 4*(N*I + N*O + splits*O*I)
 //   bound: as linear_forward, with dw written once
 // linear_combine: out[m,n] = act(b[n] + sum over s of partial[s,m,n])
 //   shapes: partial (splits, M, N), b (N) or null, out (M, N)

@@ -7,13 +7,13 @@
 //   bound: latency; one thread
 // sgd_step: v = momentum*v + g + 2*l2*p; p = p - lr*v
 //   shapes: p, g, v, l2 (P), control (4) float64
-//   flops: 6*P
-//   bytes: 24*P
+//   flops: 4*P
+//   bytes: 20*P
 //   bound: memory
 // adam_step: m = beta1*m + (1-beta1)*g; v = beta2*v + (1-beta2)*g^2; p = p - step*m / (sqrt(v)/c + eps)
 //   shapes: p, g, m, v, l2 (P), control (4) float64; g stands for g + 2*l2*p
-//   flops: 14*P
-//   bytes: 32*P
+//   flops: 13*P
+//   bytes: 28*P
 //   bound: memory
 // penalty: partial[r] = sum of l2 * p^2 over piece r, in float64
 //   shapes: p, l2 (P), partial (R) float64, R = ceil(P / PIECE)
@@ -23,7 +23,7 @@
 //   bound: memory
 //
 // Step count and learning rate are read from device memory, so that a recorded sequence of launches
-// can be replayed. l2 may be null: no penalty.
+// can be replayed. l2 may be null: no penalty; else it adds 3*P FLOPs and 4*P bytes.
 
 #include "common.cuh"
 

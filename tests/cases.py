@@ -388,6 +388,20 @@ def _training() -> None:
             lambda rng, p=p: ((_vector(rng, p), np.abs(_vector(rng, p))), {}),
             p,
         )
+    add(  # an eps that is not lost beside sqrt(v): where it stands must be right
+        "adam_step",
+        "large-eps",
+        lambda rng: (
+            (
+                _vector(rng, 257),
+                _vector(rng, 257),
+                _vector(rng, 257),
+                np.square(_vector(rng, 257)),
+                _control(1e-2, 5),
+            ),
+            {"betas": (0.9, 0.999), "eps": 0.1, "l2": None},
+        ),
+    )
     scalings = {
         "signed": {"scale": 2 / 255, "shift": -1.0},
         "unit": {"scale": 1 / 255, "shift": 0.0},

@@ -34,6 +34,15 @@ class Fault:
 
 FAULTS = [
     # Tails without their guard. What they write lands in the red zones, so these cases are small.
+    Fault("barrier-after-a-block-sum", "common.cuh",
+          "__syncthreads();  // before the next call overwrites of_warp", "",
+          "squared_error", "prime"),
+    Fault("barrier-before-the-next-tile", "conv2d.cu",
+          "__syncthreads();  // before the next tile overwrites what is staged", "",
+          "conv2d_backward_weight", "encoder"),
+    Fault("barrier-before-adding-columns", "common.cuh",
+          "of_warp[warp][column] = sum;\n    __syncthreads();", "of_warp[warp][column] = sum;",
+          "linear_backward_bias", "primes"),
     Fault("tail-elements", "common.cuh", "k < (n);", "k < (n) + 1;", "relu_forward", "prime"),
     Fault("tail-columns", "common.cuh", "if (warp == 0 && m < M)", "if (warp == 0)",
           "linear_backward_bias", "primes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,12 @@ class Backend(Protocol):
 
     def to_numpy(self, array: Array) -> np.ndarray:
         """The array on the host; waits for the work that fills it."""
+
+    def uploaded(self, batches: Iterator[np.ndarray]) -> Iterator[Array]:
+        """Host batches uint8 (n, ...) on this backend, none larger than the first.
+
+        Each is valid until the next one is asked for.
+        """
 
     def synchronize(self) -> None:
         """Wait until all work handed to this backend is done."""

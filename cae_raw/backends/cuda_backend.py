@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from cae_raw.backends import kernel_source
 from cae_raw.backends.base import Array, Shape
 
 MAX_GRID = 2**31 - 1
+LARGE = 64 << 20  # bytes; arrays from this size on are copied without pinned memory
 _NULL = np.uint64(0)  # what a kernel receives for an optional array that is not there
 
 
@@ -84,7 +85,8 @@ class CudaBackend:
         self.forced_grid: int | None = None
         self._kernels_dir = kernels_dir
         self._context = cupy.cuda.Device(device)
-        self._context.use()
+        with self._context:  # a device that does not exist is an error here
+            cupy.cuda.runtime.getDevice()
         self._functions: dict[tuple[Any, ...], tuple[Any, kernel_source.Entry]] = {}
         self._modules: dict[tuple[Any, ...], Any] = {}
         self._lock = threading.Lock()
@@ -106,12 +108,24 @@ class CudaBackend:
         """A device copy of a host array; a device array comes back as it is."""
         if isinstance(host, self.cupy.ndarray):
             return host
+        host = np.ascontiguousarray(host)
         with self._context:
-            return self.cupy.asarray(np.ascontiguousarray(host))
+            if host.nbytes < LARGE:
+                return self.cupy.asarray(host)
+            # asarray would page-lock a copy, rounded up to a power of two, for the process's life.
+            array = self.cupy.empty(host.shape, host.dtype)
+            array.set(host)
+            self.cupy.cuda.get_current_stream().synchronize()  # the caller may change `host` now
+            return array
 
     def to_numpy(self, array: Array) -> np.ndarray:
         with self._context:
             return np.asarray(self.cupy.asnumpy(array))
+
+    def uploaded(self, batches: Iterator[np.ndarray]) -> Iterator[Array]:
+        from cae_raw.backends.upload import uploaded
+
+        return uploaded(self, batches)
 
     def synchronize(self) -> None:
         self._context.synchronize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ class NumpyBackend:
 
     def to_numpy(self, array: Array) -> np.ndarray:
         return np.asarray(array)
+
+    def uploaded(self, batches: Iterator[np.ndarray]) -> Iterator[Array]:
+        return batches
 
     def synchronize(self) -> None:
         """Nothing to wait for."""

@@ -39,6 +39,7 @@ static int block_barrier(int kind, int predicate, int line) {
     barrier.result = kind == COUNT ? barrier.sum : kind == AND ? barrier.all : barrier.any;
     // The last to arrive goes back among the others, so that it does not always run first.
     for (u32 i = 0; i < thread_count; ++i) wake(&threads[i]);
+    choose_starved();
     Thread* t = pick();
     if (t != me) {
       check_canary(me->worker);

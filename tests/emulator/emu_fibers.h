@@ -155,8 +155,19 @@ static inline void check_canary(Worker* w) {
   if (*(const volatile u64*)w->context.stack != stack_canary) fail("the emulated stack overflowed");
 }
 
+// In a fair order a warp hardly ever gets far ahead of another one, as warps of a GPU may. So there
+// is always one that runs only when hardly any other can; every barrier chooses it anew.
+static u32 starved;
+
+static inline void choose_starved() {
+  starved = random_below(2) ? 0 : random_below((thread_count + 31) / 32);
+}
+
 static inline Thread* pick() {
   u32 i = random_below(ready_count);
+  for (int again = 0; again < 16 && ready[i]->linear / 32 == starved; ++again) {
+    i = random_below(ready_count);
+  }
   Thread* t = ready[i];
   ready[i] = ready[--ready_count];
   return t;

@@ -52,6 +52,7 @@ static void run_block(u64 number) {
     ready[i] = &threads[i];
   }
   ready_count = thread_count;
+  choose_starved();
   Thread* first = pick();
   first->worker = take_worker();
   enter(first);
