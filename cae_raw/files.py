@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from cae_raw.errors import InputError
 
@@ -16,8 +18,18 @@ TEMPORARY = ".cae-raw.tmp"  # how the names of temporary files end
 def atomic_write(path: Path, data: bytes) -> None:
     """Write `data` to `path`, replacing what is there only when all of it is on the disk.
 
-    A temporary file in the same folder is written, fsynced and renamed, then the folder is
-    fsynced. The file gets the ordinary mode (0666 less the umask). A symbolic link at `path` is
+    See `atomic_file`, whose promises and errors it has.
+    """
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, and to read again, that becomes `path` when the block ends well.
+
+    It is a temporary file in the same folder, which is then fsynced and renamed; then the folder
+    is fsynced. The file gets the ordinary mode (0666 less the umask). A symbolic link at `path` is
     replaced, not followed. A kill can leave a temporary file behind: see `remove_leftovers`.
 
     Raises:
@@ -26,8 +38,8 @@ def atomic_write(path: Path, data: bytes) -> None:
     temporary = path.parent / f".{secrets.token_hex(8)}{TEMPORARY}"
     try:
         try:
-            with open(temporary, "xb") as file:
-                file.write(data)
+            with open(temporary, "x+b") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -35,7 +47,7 @@ def atomic_write(path: Path, data: bytes) -> None:
             with suppress(OSError):
                 temporary.unlink()
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -47,7 +59,7 @@ def remove_leftovers(folder: Path) -> None:
             leftover.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename outlast a power failure, where a folder can be opened and synced at all."""
     if not hasattr(os, "O_DIRECTORY"):
         return

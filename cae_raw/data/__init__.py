@@ -7,6 +7,7 @@ from collections.abc import Callable
 from cae_raw.data.base import DataOptions, Dataset, Progress, Split
 from cae_raw.data.cifar import load_cifar10
 from cae_raw.data.folder import load_folder
+from cae_raw.data.lmdb_set import load_lmdb
 from cae_raw.data.local import cache_dir
 from cae_raw.data.mnist import load_mnist
 from cae_raw.data.order import epoch_order
@@ -29,6 +30,7 @@ DATASETS: dict[str, Callable[[DataOptions], Dataset]] = {
     "cifar10": load_cifar10,
     "shapes": load_shapes,
     "folder": load_folder,
+    "lmdb": load_lmdb,
 }
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cae_raw.errors import InputError
+
+if TYPE_CHECKING:
+    from cae_raw.data.lmdb_stream import LmdbSplit
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called as progress(what, done, total); total is None where it is not known."""
@@ -50,6 +55,15 @@ class Split:
         _, c, h, w = self.images.shape
         return c, h, w
 
+    def first(self, n: int) -> NDArray[np.uint8]:
+        """The first n images, or all where there are fewer."""
+        return self.images[:n]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells these images from others: their number, shape, and a SHA-256 of the pixels."""
+        digest = hashlib.sha256(self.images.data).hexdigest()
+        return {"images": len(self), "shape": list(self.image_shape), "sha256": digest}
+
     def limit(self, n: int) -> Split:
         """The first n examples as views; all of them when there are fewer.
 
@@ -64,14 +78,18 @@ class Split:
         )
 
 
+# Images in memory, or in a database that is read as it is needed.
+Images = Union[Split, "LmdbSplit"]
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A named data set; `notes` are one-line things that the user should be told."""
 
     name: str
-    train: Split
-    validation: Split
-    test: Split
+    train: Images
+    validation: Images
+    test: Images
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -85,10 +103,16 @@ class DataOptions:
     seed: draws `shapes` and splits `folder`. It is not the training seed, so that runs with
         different training seeds are compared on the same data.
     channels: `folder` only; 1 (gray) or 3 (RGB, the default).
+    validation_dir: `lmdb` only; a second database, to validate on.
+    channel_order: `lmdb` only; "bgr", as Caffe's tools store colours, or "rgb".
+    resize: `lmdb` only; (height, width) for records of another size, None to refuse them.
     """
 
     data_dir: Path | None = None
     size: int | None = None
     seed: int = 0
     channels: int | None = None
+    validation_dir: Path | None = None
+    channel_order: str = "bgr"
+    resize: tuple[int, int] | None = None
     progress: Progress | None = None

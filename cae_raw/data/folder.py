@@ -52,7 +52,7 @@ def load_folder(options: DataOptions) -> Dataset:
             + "".join(f"; {note}" for note in _notes(broken))
         )
     names = tuple(name for _, name in kept)
-    classes, labels = _labels(names)
+    classes, labels = first_level_labels(names)
     a, b = split_bounds([position for position, _ in kept])
 
     def part(start: int, stop: int | None) -> Split:
@@ -129,7 +129,8 @@ def _decode_all(
     return images[:kept], broken
 
 
-def _labels(names: Iterable[str]) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
+def first_level_labels(names: Iterable[str]) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
+    """Class names and labels, int64, if all of the paths lie in a folder; else none and None."""
     tops = [name.partition("/")[0] if "/" in name else None for name in names]
     if None in tops:
         return (), None
