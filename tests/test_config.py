@@ -52,7 +52,12 @@ OTHER: dict[str, Any] = {
     "dataset": "mnist",
     "data_dir": "pictures",
     "size": 16,
+    "val": "others.lmdb",
+    "channel_order": "rgb",
+    "resize": True,
     "filters": 8,
+    "code_size": 9,
+    "loss": "mse",
     "optimizer": "sgd",
     "lr": 2e-3,
     "momentum": 0.5,
@@ -173,12 +178,12 @@ def test_values_out_of_range(values: dict[str, Any], message: str) -> None:
 def test_optimizers_check_theirs(values: dict[str, Any], message: str) -> None:
     config = TrainConfig(**values)
     with pytest.raises(InputError, match=message):
-        config.make_optimizer(config.make_model(1))
+        config.make_optimizer(config.make_model((1, 6, 5)))
 
 
 def test_seed_decides_the_first_weights() -> None:
     def weights(seed: int) -> np.ndarray:
-        return TrainConfig(seed=seed, filters=2).make_model(3).parameters
+        return TrainConfig(seed=seed, filters=2).make_model((3, 6, 5)).parameters
 
     assert np.array_equal(weights(1), weights(1))
     assert not np.array_equal(weights(1), weights(2))
@@ -186,7 +191,7 @@ def test_seed_decides_the_first_weights() -> None:
 
 
 def test_optimizers_get_their_settings() -> None:
-    model = TrainConfig(filters=2).make_model(1)
+    model = TrainConfig(filters=2).make_model((1, 6, 5))
     adam = TrainConfig(lr=0.5, betas=(0.1, 0.2), eps=0.3).make_optimizer(model)
     assert isinstance(adam, Adam)
     assert (adam.lr, adam.betas, adam.eps, adam.l2) == (0.5, (0.1, 0.2), 0.3, None)

@@ -55,7 +55,7 @@ def losses(
     backend: Backend, config: TrainConfig, images: np.ndarray, steps: int
 ) -> tuple[list[float], np.ndarray, np.ndarray]:
     """The loss of each step, the gradients of the first, and the final parameters."""
-    model = config.make_model(images.shape[1]).to(backend)
+    model = config.make_model(images.shape[1:]).to(backend)
     optimizer = config.make_optimizer(model)
     rng = np.random.default_rng(3)
     found: list[float] = []

@@ -15,8 +15,8 @@ from training_cases import make_images, pooling_model
 
 from cae_raw.data.scaling import to_floats
 from cae_raw.errors import InputError
-from cae_raw.layers import Conv2d, Layer, MSELoss, Tanh
-from cae_raw.models import Autoencoder, single_layer
+from cae_raw.layers import Conv2d, Layer, MaxPool2d, MaxUnpool2d, MSELoss, Tanh
+from cae_raw.models import Autoencoder, build, single_layer
 from cae_raw.training import engine as engine_module
 from cae_raw.training.engine import Engine
 
@@ -29,9 +29,24 @@ def gray_model(rng: np.random.Generator) -> Autoencoder:
     return single_layer(1, 3, rng)
 
 
+def pooling_without_code(rng: np.random.Generator) -> Autoencoder:
+    """Nothing to fuse and no linear layer: every chunk goes through all layers on its own."""
+    pool = MaxPool2d(2)
+    return Autoencoder(
+        Conv2d(1, 3, 3, padding=1, rng=rng),
+        pool,
+        Tanh(),
+        MaxUnpool2d(pool),
+        Conv2d(3, 1, 3, padding=1, rng=rng),
+        encoder_length=3,
+        channels=1,
+    )
+
+
 MODELS: dict[str, tuple[Callable[[np.random.Generator], Autoencoder], tuple[int, int, int]]] = {
     "single-layer": (gray_model, (1, 6, 5)),
     "pooling": (pooling_model, (1, 6, 4)),
+    "pooling without code": (pooling_without_code, (1, 6, 4)),
 }
 
 
@@ -287,6 +302,15 @@ def test_chunk_size_follows_the_largest_map(model: Autoencoder) -> None:
     assert (engine.chunk + 1) * largest_map > engine_module.CHUNK_BYTES
     assert Engine(model, (1, 6, 5)).chunk == 64
     assert Engine(rgb, (3, 500, 500)).chunk == 1
+
+
+def test_chunks_of_a_model_with_linear_layers_are_powers_of_two() -> None:
+    for size in (20, 24, 48, 64):
+        model = build("deep", np.random.default_rng(0), channels=3, size=size, code_size=3)
+        chunk = Engine(model, (3, size, size)).chunk
+        assert chunk in (1, 2, 4, 8, 16, 32, 64)
+        largest_map = 4 * 12 * (size - 2) ** 2
+        assert chunk == 64 or 2 * chunk * largest_map > engine_module.CHUNK_BYTES
 
 
 def test_peak_memory_does_not_depend_on_the_batch(rng: np.random.Generator) -> None:

@@ -364,7 +364,7 @@ def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path, whole: dict[str,
 
 
 def test_nothing_to_measure() -> None:
-    model = CONFIG.make_model(1)
+    model = CONFIG.make_model((1, 6, 5))
     with pytest.raises(InputError, match="the split is empty"):
         measure(model, make_dataset(test=0).test)
 

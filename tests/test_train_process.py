@@ -66,7 +66,7 @@ def test_signals_to_a_real_process(images: Path, tmp_path: Path) -> None:
     words[words.index("--epochs") + 1] = str(epochs)
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == ""
-    assert f"resuming after {state['epoch']} epochs" in done.stdout
+    assert f"resuming after {state['epoch']} epoch" in done.stdout
     assert run_cli(*arguments(images, tmp_path / "never", epochs)).returncode == 0
     assert run_contents(only_run(tmp_path / "runs")) == run_contents(only_run(tmp_path / "never"))
 

@@ -222,7 +222,7 @@ def test_another_trainer_takes_over_after_any_step(steps: int, dataset: Dataset)
 @pytest.mark.parametrize("decoder", [False, True])
 def test_penalty_moves_the_weights_it_is_meant_for(decoder: bool) -> None:
     config = TrainConfig(optimizer="sgd", lr=0.125, l2_penalty=0.5, l2_decoder=decoder, filters=2)
-    model = config.make_model(1)
+    model = config.make_model((1, 6, 5))
     model.parameters[:] = np.linspace(0.5, 1.5, len(model.parameters))  # biases too
     before = {name: value.copy() for name, value in model.params.items()}
     optimizer = config.make_optimizer(model)
@@ -240,7 +240,7 @@ def test_penalty_reaches_training(dataset: Dataset) -> None:
     norms = []
     for penalty in (0.0, 0.1):
         config = TrainConfig(lr=0.01, l2_penalty=penalty, filters=2)
-        model = config.make_model(1)
+        model = config.make_model((1, 6, 5))
         Trainer(model, dataset, config.make_optimizer(model), batch_size=8).fit(3)
         norms.append(float((model.params["0.weight"] ** 2).sum()))
     assert norms[1] < 0.9 * norms[0]

@@ -57,6 +57,10 @@ class Layer(ABC):
             need_dx: False where nobody wants the input's gradient; None is returned then.
         """
 
+    def __call__(self, x: Array) -> Array:
+        """`forward` without a trace."""
+        return self.forward(x)
+
     def layers(self) -> Iterator[Layer]:
         """This layer, or the layers it is made of, in order."""
         yield self

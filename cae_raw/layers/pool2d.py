@@ -91,11 +91,11 @@ class MaxUnpool2d(Layer):
     cannot disagree; a trace is therefore always needed.
 
     Args:
-        pool: the layer whose choice is undone. Its windows must not overlap (stride at least the
-            kernel size): two values for one place would have no meaning.
+        pool: the layer whose choice is undone. Its stride must equal its kernel size: two values
+            for one place would have no meaning.
 
     Raises:
-        InputError: if `pool` is no MaxPool2d or its windows overlap.
+        InputError: if `pool` is no MaxPool2d or has another stride.
     """
 
     def __init__(self, pool: MaxPool2d) -> None:

@@ -94,14 +94,16 @@ class Sequential(Layer):
             layer.flops(s) for layer, s in zip(self.stack, self.layer_shapes(shape), strict=False)
         )
 
-    def forward(self, x: Array, trace: Trace | None = None, *, until: int | None = None) -> Array:
-        """The output for a batch x, of all layers or of the first `until`.
+    def forward(
+        self, x: Array, trace: Trace | None = None, *, start: int = 0, until: int | None = None
+    ) -> Array:
+        """The output for a batch x, of all layers or of a range: `start` inclusive, `until` not.
 
         An activation right behind a convolution or linear layer is computed with it, in one pass;
         nothing is lost by that, because its gradient needs only its output.
         """
         trace = {} if trace is None else trace  # unpooling reads it even when nobody else does
-        stack = self.stack[:until]
+        stack = self.stack[start:until]
         i = 0
         while i < len(stack):
             layer, follower = stack[i], stack[i + 1] if i + 1 < len(stack) else None
@@ -115,12 +117,23 @@ class Sequential(Layer):
         return x
 
     def backward(
-        self, dy: Array, trace: Trace, grads: Gradients | None = None, *, need_dx: bool = True
+        self,
+        dy: Array,
+        trace: Trace,
+        grads: Gradients | None = None,
+        *,
+        need_dx: bool = True,
+        start: int = 0,
+        until: int | None = None,
     ) -> Array | None:
-        """The input's gradient; `grads` receives those of the parameters, by their names here."""
-        first = next((i for i, layer in enumerate(self.stack) if layer.params), 0)
-        for i in reversed(range(len(self.stack))):
-            layer, wanted = self.stack[i], need_dx or i > first
+        """The input's gradient; `grads` receives those of the parameters, by their names here.
+
+        `start` and `until` as in `forward`: dy belongs to the last layer of that range.
+        """
+        stack = list(enumerate(self.stack))[start:until]
+        first = next((i for i, layer in stack if layer.params), start)
+        for i, layer in reversed(stack):
+            wanted = need_dx or i > first
             mine: Gradients | None = None
             if grads is not None:
                 mine = {n: grads[f"{i}.{n}"] for n in layer.params if f"{i}.{n}" in grads}
@@ -130,9 +143,6 @@ class Sequential(Layer):
             if not wanted and i <= first:
                 return None
         return dy
-
-    def __call__(self, x: Array) -> Array:
-        return self.forward(x)
 
     def __repr__(self) -> str:
         return "Sequential(\n" + "".join(f"  {i}: {s}\n" for i, s in enumerate(self.stack)) + ")"

@@ -18,7 +18,9 @@ MODELS: dict[str, Callable[..., Autoencoder]] = {
     "deep-same": deep_same,
 }
 
-__all__ = ["MODELS", "Autoencoder", "build", "deep", "deep_same", "single_layer"]
+DEEP_MODELS = ("deep", "deep-same")  # those with a code of a chosen size, for one image size
+
+__all__ = ["DEEP_MODELS", "MODELS", "Autoencoder", "build", "deep", "deep_same", "single_layer"]
 
 
 def build(name: str, rng: np.random.Generator | None = None, **options: Any) -> Autoencoder:

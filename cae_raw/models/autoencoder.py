@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cae_raw.layers import Layer, Sequential
-from cae_raw.layers.base import Array
+from cae_raw.errors import InputError
+from cae_raw.layers import Layer, MaxUnpool2d, Sequential
+from cae_raw.layers.base import Array, Trace
 from cae_raw.ops.single_layer_step import SingleLayerStep
 
 
@@ -51,9 +52,43 @@ class Autoencoder(Sequential):
         self.name = name
         self.options = options or {}
 
-    def encode(self, x: Array) -> Array:
-        """The code of a batch x (N, C, H, W), scaled to the value range."""
-        return self.forward(x, until=self.encoder_length)
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) of its images, for a model that takes one size only; else None.
+
+        Also None for a model of one size that was built without stating it in its options.
+        """
+        size = self.options.get("size") if self.halo is None else None
+        return None if size is None else (int(size[0]), int(size[1]))
+
+    def encode(self, x: Array, trace: Trace | None = None) -> Array:
+        """The code of a batch x (N, C, H, W), scaled to the value range.
+
+        With a trace, the pooling masks that `decode` needs are left in it, among other things.
+        """
+        return self.forward(x, trace, until=self.encoder_length)
+
+    def decode(self, code: Array, masks: Trace | None = None) -> Array:
+        """Images (N, C, H, W), in the value range, of a batch of codes.
+
+        Args:
+            code: (N, *shape of a code), on the model's backend.
+            masks: for a model that unpools, what its pooling layers chose: a trace that `encode`
+                filled, or one of `cae_raw.models.masks`, for as many images as there are codes.
+
+        Raises:
+            InputError: if masks are missing, or codes or masks do not fit the model.
+        """
+        masks = {} if masks is None else masks
+        decoder = self.stack[self.encoder_length :]
+        pools = [layer.pool for layer in decoder if isinstance(layer, MaxUnpool2d)]
+        if not all(pool in masks for pool in pools):
+            raise InputError(
+                f"a code of the model {self.name} cannot be decoded alone: its decoder needs "
+                "pooling masks, see cae_raw.models.masks"
+            )
+        trace: Trace = {pool: masks[pool] for pool in pools}  # the caller's stays as it is
+        return self.forward(code, trace, start=self.encoder_length)
 
     def l2(self, coefficient: float, decoder: bool = False) -> dict[str, float]:
         """The penalty as optimizers take it: on the encoder's weights, the decoder's on request."""

@@ -38,6 +38,8 @@ from cae_raw.models.autoencoder import Autoencoder
 
 Size = int | tuple[int, int]
 
+LARGEST = 2**29  # weights in the two linear layers: 2 GiB, and training keeps that several times
+
 
 def deep(
     channels: int = 3,
@@ -48,7 +50,8 @@ def deep(
     """Build it for images of `size` (int or (height, width)), convolutions without padding.
 
     Raises:
-        InputError: if the size is too small for two poolings, or the code is empty.
+        InputError: if the size is too small for two poolings, the code is empty, or both are so
+            large that the weights would not fit a common machine.
     """
     return _build("deep", channels, size, code_size, rng, encoder_padding=0)
 
@@ -101,6 +104,11 @@ def _build(
     for layer in encoder:
         shape = layer.output_shape(shape)
     features = int(np.prod(shape))
+    if 2 * features * code_size > LARGEST:
+        raise InputError(
+            f"a code of {code_size} numbers for images of {height}x{width} takes "
+            f"{2 * features * code_size:,} weights: use smaller images or a smaller --code-size"
+        )
     encoder += [Flatten(), Linear(features, code_size, rng=rng)]
     decoder = [
         Linear(code_size, features, rng=rng),

@@ -45,8 +45,9 @@ def _relu_forward(x: Array) -> Array:
 
 
 def _relu_backward(dy: Array, y: Array) -> Array:
-    """dy where y > 0, else 0; dy and y of one shape."""
-    return np.multiply(dy, y > 0, out=scratch.empty(y.shape, y.dtype))
+    """dy * (y > 0), so that NaN in dy shows; dy and y of one shape."""
+    active = np.greater(y, 0, out=scratch.empty(y.shape, bool))
+    return np.multiply(dy, active, out=scratch.empty(y.shape, y.dtype))
 
 
 def _tanh_forward(x: Array) -> Array:

@@ -5,10 +5,7 @@
 with x read as 0 outside its borders. Shapes: x (N, C, H, W), w (O, C, KH, KW), b (O,),
 y (N, O, OH, OW) with OH = (H + 2*PH - KH) // SH + 1 and OW alike.
 
-The NumPy reference turns each product into a matrix product over shifted copies of one of the two
-maps. Shifting x gives a matrix with C*KH*KW rows, shifting y one with O*KH*KW rows; the products
-need the same arithmetic either way, so the narrower map is the one to copy. For a decoder that
-goes from 32 channels to 3 that is a tenfold saving in memory traffic.
+The NumPy reference is in `conv2d_reference`.
 """
 
 from __future__ import annotations
@@ -16,131 +13,15 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numpy as np
-
 from cae_raw.backends.cuda_backend import Kernel, backend_of
 from cae_raw.ops import activation as act
 from cae_raw.ops import conv2d_plan as plan
-from cae_raw.ops import reduce, scratch
+from cae_raw.ops import conv2d_reference as reference
+from cae_raw.ops import reduce
 from cae_raw.ops.registry import Op
-from cae_raw.ops.windows import Pair, output_size, shifted, unshifted
+from cae_raw.ops.windows import Pair, output_size
 
 Array = Any
-
-
-def _shifts_of_x(kernel_size: Pair, padding: Pair) -> tuple[range, range]:
-    """Where output position 0 reads x, for each tap of the window."""
-    (kh, kw), (ph, pw) = kernel_size, padding
-    return range(-ph, kh - ph), range(-pw, kw - pw)
-
-
-def _shifts_of_y(kernel_size: Pair, padding: Pair) -> tuple[range, range]:
-    """Which output position input position 0 contributes to, for each tap (stride 1)."""
-    (kh, kw), (ph, pw) = kernel_size, padding
-    return range(ph, ph - kh, -1), range(pw, pw - kw, -1)
-
-
-def _copy_y(w_shape: tuple[int, ...], stride: Pair) -> bool:
-    """True when the y side is the narrower one to copy; strides above 1 need the x side."""
-    return stride == (1, 1) and w_shape[0] < w_shape[1]
-
-
-def _rows_of_y(w: Array) -> Array:
-    """w (O, C, KH, KW) as the matrix (O*KH*KW, C) that goes with copies of y."""
-    return w.transpose(0, 2, 3, 1).reshape(-1, w.shape[1])
-
-
-def _product(matrix: Array, maps: Array) -> Array:
-    """matrix (R, K) times each of maps (N, K, L), into reused memory (N, R, L)."""
-    out = scratch.empty((len(maps), len(matrix), maps.shape[2]), maps.dtype)
-    return np.matmul(matrix, maps, out=out)
-
-
-# --- NumPy reference ------------------------------------------------------------------------
-
-
-def _forward(
-    x: Array,
-    w: Array,
-    b: Array,
-    *,
-    stride: Pair = (1, 1),
-    padding: Pair = (0, 0),
-    activation: str | None = None,
-) -> Array:
-    """Convolve x (N, C, H, W) with w (O, C, KH, KW), add b (O,), apply the activation.
-
-    `activation` is None, "relu" or "tanh". Returns y (N, O, OH, OW).
-    """
-    n, c, h, width = x.shape
-    o, _, kh, kw = w.shape
-    oh = output_size(h, kh, stride[0], padding[0])
-    ow = output_size(width, kw, stride[1], padding[1])
-    if _copy_y(w.shape, stride):
-        contributions = _product(_rows_of_y(w), x.reshape(n, c, h * width))
-        contributions = contributions.reshape(n, o, kh, kw, h, width)
-        y = unshifted(contributions, _shifts_of_y((kh, kw), padding), stride, (oh, ow))
-    else:
-        s = shifted(x, _shifts_of_x((kh, kw), padding), stride, (oh, ow))
-        s = s.reshape(n, c * kh * kw, oh * ow)
-        matrix, y = w.reshape(o, c * kh * kw), scratch.empty((n, o, oh * ow), x.dtype)
-        # Image by image, so that each map is still in the cache when its bias is added.
-        for shifted_x, y_image in zip(s, y, strict=True):
-            np.matmul(matrix, shifted_x, out=y_image)
-            y_image += b[:, None]
-            act.apply_in_place(y_image, activation)
-        return y.reshape(n, o, oh, ow)
-    y += b[:, None, None]
-    return act.apply_in_place(y, activation)
-
-
-def _backward_input(
-    dy: Array, w: Array, *, input_size: Pair, stride: Pair = (1, 1), padding: Pair = (0, 0)
-) -> Array:
-    """dx (N, C, *input_size): what each input got from every window that read it."""
-    n, o, oh, ow = dy.shape
-    _, c, kh, kw = w.shape
-    if _copy_y(w.shape, stride):
-        s = shifted(dy, _shifts_of_y((kh, kw), padding), stride, input_size)
-        s = s.reshape(n, o * kh * kw, input_size[0] * input_size[1])
-        return _product(_rows_of_y(w).T, s).reshape(n, c, *input_size)
-    s = _product(w.reshape(o, c * kh * kw).T, dy.reshape(n, o, oh * ow))
-    s = s.reshape(n, c, kh, kw, oh, ow)
-    return unshifted(s, _shifts_of_x((kh, kw), padding), stride, input_size)
-
-
-def _backward_weight(
-    dy: Array,
-    x: Array,
-    *,
-    kernel_size: Pair,
-    stride: Pair = (1, 1),
-    padding: Pair = (0, 0),
-    out: Array | None = None,
-) -> Array:
-    """dw[o,c,p,q] = sum over n,i,j of dy[n,o,i,j] * x at the tap (p, q). Overwrites `out`."""
-    n, o, oh, ow = dy.shape
-    _, c, h, w = x.shape
-    shape = (o, c, *kernel_size)
-    taps = kernel_size[0] * kernel_size[1]
-    dw = np.empty(shape, dtype=x.dtype) if out is None else out
-    if _copy_y(shape, stride):
-        s = shifted(dy, _shifts_of_y(kernel_size, padding), stride, (h, w))
-        s = s.reshape(n, o * taps, h * w)
-        per_image = np.matmul(s, x.reshape(n, c, h * w).transpose(0, 2, 1))
-        total = per_image.sum(axis=0).reshape(o, *kernel_size, c)
-        dw[...] = total.transpose(0, 3, 1, 2)
-    else:
-        s = shifted(x, _shifts_of_x(kernel_size, padding), stride, (oh, ow))
-        s = s.reshape(n, c * taps, oh * ow)
-        per_image = np.matmul(dy.reshape(n, o, oh * ow), s.transpose(0, 2, 1))
-        dw[...] = per_image.sum(axis=0).reshape(shape)
-    return dw
-
-
-def _backward_bias(dy: Array, *, out: Array | None = None) -> Array:
-    """db[o] = sum of dy over images and positions. dy (N, O, OH, OW); overwrites `out` (O,)."""
-    return np.sum(dy, axis=(0, 2, 3), out=out)
 
 
 # --- CUDA launcher --------------------------------------------------------------------------
@@ -274,7 +155,9 @@ def _backward_bias_cuda(dy: Array, *, out: Array | None = None) -> Array:
     return db
 
 
-conv2d_forward = Op("conv2d_forward", _forward, _forward_cuda)
-conv2d_backward_input = Op("conv2d_backward_input", _backward_input, _backward_input_cuda)
-conv2d_backward_weight = Op("conv2d_backward_weight", _backward_weight, _backward_weight_cuda)
-conv2d_backward_bias = Op("conv2d_backward_bias", _backward_bias, _backward_bias_cuda)
+conv2d_forward = Op("conv2d_forward", reference.forward, _forward_cuda)
+conv2d_backward_input = Op("conv2d_backward_input", reference.backward_input, _backward_input_cuda)
+conv2d_backward_weight = Op(
+    "conv2d_backward_weight", reference.backward_weight, _backward_weight_cuda
+)
+conv2d_backward_bias = Op("conv2d_backward_bias", reference.backward_bias, _backward_bias_cuda)

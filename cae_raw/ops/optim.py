@@ -37,8 +37,11 @@ def _sgd_step(
 ) -> None:
     """Advance p and v (all of shape (P,)) by one step of SGD, in place; g is left as it is."""
     control[STEP] += 1
-    v *= momentum
-    v += g
+    if momentum:
+        v *= momentum
+        v += g
+    else:
+        v[...] = g
     if l2 is not None:
         v += 2 * l2 * p
     p -= p.dtype.type(control[LR]) * v

@@ -13,12 +13,14 @@ Shapes: x, large (N, C, H, W); y, small, mask (N, C, OH, OW), see `windows.outpu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from cae_raw.backends.cuda_backend import Kernel, backend_of
 from cae_raw.errors import InputError
+from cae_raw.ops import scratch
 from cae_raw.ops.registry import Op
 from cae_raw.ops.windows import Pair, output_size, overlap
 
@@ -34,6 +36,10 @@ def _maxpool_forward(
 
     The padding must be at most half the window, so that every window touches the map.
     """
+    if kernel_size == stride == (2, 2) and padding == (0, 0):
+        y, mask = _maxpool_of_pairs(x)
+        if not np.isnan(y.max(initial=0)):
+            return y, mask
     _, _, h, w = x.shape
     oh = output_size(h, kernel_size[0], stride[0], padding[0])
     ow = output_size(w, kernel_size[1], stride[1], padding[1])
@@ -53,6 +59,27 @@ def _maxpool_forward(
     return y, mask
 
 
+def _maxpool_of_pairs(x: Array) -> tuple[Array, Array]:
+    """The same for windows of 2x2 side by side, eight times as fast; no NaN may be among x.
+
+    The maximum of each pair in a row, then of each pair of those; the mask alike.
+    """
+    n, c, h, w = x.shape
+    oh, ow = output_size(h, 2, 2, 0), output_size(w, 2, 2, 0)
+    left, right = x[:, :, : 2 * oh, 0 : 2 * ow : 2], x[:, :, : 2 * oh, 1 : 2 * ow : 2]
+    best = np.maximum(left, right, out=scratch.empty((n, c, 2 * oh, ow), x.dtype))
+    column = np.greater(right, left, out=scratch.empty(best.shape, bool)).view(np.uint8)
+    above, below = best[:, :, 0::2], best[:, :, 1::2]
+    y = np.maximum(above, below, out=scratch.empty((n, c, oh, ow), x.dtype))
+    mask = np.greater(below, above, out=scratch.empty(y.shape, bool)).view(np.uint8)
+    # 2 * row + (the column in that row): the row below's where mask is 1, or else the row above's.
+    of_above, of_below = column[:, :, 0::2], column[:, :, 1::2]
+    chosen = of_above ^ ((of_above ^ of_below) & mask)
+    mask += mask
+    mask += chosen
+    return y, mask
+
+
 def _mask_scatter(
     small: Array,
     mask: Array,
@@ -64,7 +91,12 @@ def _mask_scatter(
 ) -> Array:
     """large (N, C, *size): each value of small (N, C, OH, OW) added where its mask points."""
     n, c, oh, ow = small.shape
-    large = np.zeros((n, c, *size), dtype=small.dtype)
+    large = scratch.zeros((n, c, *size), small.dtype)
+    apart = stride[0] >= kernel_size[0] and stride[1] >= kernel_size[1]
+    if apart and _all_inside(mask, size, kernel_size, stride, padding):
+        for i, where in _positions(mask, size, kernel_size, stride):
+            large[i].reshape(-1)[where] = small[i]
+        return large
     for tap, at_small, at_large in _taps(kernel_size, stride, padding, (oh, ow), size):
         large[at_large] += np.where(mask[at_small] == tap, small[at_small], 0)
     return large
@@ -74,12 +106,47 @@ def _mask_gather(
     large: Array, mask: Array, *, kernel_size: Pair, stride: Pair, padding: Pair = (0, 0)
 ) -> Array:
     """small (N, C, OH, OW): the value of large (N, C, H, W) where each mask points."""
-    small = np.zeros(mask.shape, dtype=large.dtype)
-    for tap, at_small, at_large in _taps(
-        kernel_size, stride, padding, mask.shape[2:], large.shape[2:]
-    ):
+    size = large.shape[2:]
+    if _all_inside(mask, size, kernel_size, stride, padding):
+        small = scratch.empty(mask.shape, large.dtype)
+        for i, where in _positions(mask, size, kernel_size, stride):
+            # Clipping changes nothing, the positions being inside; checking would cost a copy.
+            np.take(large[i], where, out=small[i], mode="clip")
+        return small
+    small = scratch.zeros(mask.shape, large.dtype)
+    for tap, at_small, at_large in _taps(kernel_size, stride, padding, mask.shape[2:], size):
         np.copyto(small[at_small], large[at_large], where=mask[at_small] == tap)
     return small
+
+
+def _all_inside(mask: Array, size: Pair, kernel_size: Pair, stride: Pair, padding: Pair) -> bool:
+    """Whether it takes no look at single elements to know that every mask points into the map."""
+    fits = all(
+        (n - 1) * s + k <= large
+        for n, s, k, large in zip(mask.shape[2:], stride, kernel_size, size, strict=True)
+    )
+    taps = kernel_size[0] * kernel_size[1]
+    return fits and padding == (0, 0) and int(mask.max(initial=0)) < taps
+
+
+def _positions(
+    mask: Array, size: Pair, kernel_size: Pair, stride: Pair
+) -> Iterator[tuple[int, Array]]:
+    """For each image where its mask (C, OH, OW) points, as indices into its flattened large maps.
+
+    The array is the same every time, filled anew.
+    """
+    _, c, oh, ow = mask.shape
+    p, q = np.divmod(np.arange(kernel_size[0] * kernel_size[1]), kernel_size[1])
+    tap = p * size[1] + q
+    of_map = np.arange(c)[:, None, None] * (size[0] * size[1])
+    of_row = np.arange(oh)[:, None] * (stride[0] * size[1])
+    first = of_map + of_row + np.arange(ow) * stride[1]
+    where = scratch.empty(mask.shape[1:], np.intp)
+    for i, taps in enumerate(mask):
+        np.take(tap, taps, out=where, mode="clip")
+        where += first
+        yield i, where
 
 
 def _taps(kernel_size: Pair, stride: Pair, padding: Pair, small: Pair, large: Pair) -> Any:

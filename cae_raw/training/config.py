@@ -12,7 +12,8 @@ import numpy as np
 
 from cae_raw.data import DATASETS
 from cae_raw.errors import InputError, unknown_name
-from cae_raw.models import MODELS, Autoencoder, build
+from cae_raw.layers.loss import LOSSES
+from cae_raw.models import DEEP_MODELS, MODELS, Autoencoder, build
 from cae_raw.training.optimizers import OPTIMIZERS, SGD, Adam, Optimizer
 
 
@@ -25,10 +26,15 @@ class TrainConfig:
     """
 
     dataset: str = "shapes"
-    data_dir: str | None = None  # kept for `folder`, whose images it decides
+    data_dir: str | None = None  # kept for `folder` and `lmdb`, whose images it decides
     size: int | None = None
+    val: str | None = None  # of `lmdb`: the database to validate on
+    channel_order: str = "bgr"  # of `lmdb`
+    resize: bool = False  # of `lmdb`: records of other sizes become `size` x `size`
     model: str = "single-layer"
-    filters: int = 32
+    filters: int = 32  # of single-layer
+    code_size: int = 1568  # of the deep models
+    loss: str | None = None  # None: the model's own
     optimizer: str = "adam"
     lr: float = 1e-3
     momentum: float = 0.0
@@ -51,7 +57,9 @@ class TrainConfig:
             raise unknown_name("model", self.model, MODELS)
         if self.optimizer not in OPTIMIZERS:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
-        at_least_1 = ("filters", "batch_size", "limit_train", "size")
+        if self.loss is not None and self.loss not in LOSSES:
+            raise unknown_name("loss", self.loss, LOSSES)
+        at_least_1 = ("filters", "code_size", "batch_size", "limit_train", "size")
         for name in at_least_1:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -78,10 +86,15 @@ class TrainConfig:
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in values.items() if k in known})
 
-    def make_model(self, channels: int) -> Autoencoder:
-        """The model with its initial weights, a function of the seed."""
-        rng = np.random.default_rng(self.seed)
-        return build(self.model, rng, channels=channels, filters=self.filters)
+    def make_model(self, image_shape: tuple[int, int, int]) -> Autoencoder:
+        """The model for images (C, H, W) with its initial weights, a function of the seed."""
+        channels, height, width = image_shape
+        options: dict[str, Any] = {"channels": channels}
+        if self.model in DEEP_MODELS:
+            options |= {"size": (height, width), "code_size": self.code_size}
+        else:
+            options |= {"filters": self.filters}
+        return build(self.model, np.random.default_rng(self.seed), **options)
 
     def make_optimizer(self, model: Autoencoder) -> Optimizer:
         l2 = model.l2(self.l2_penalty, self.l2_decoder)
@@ -93,11 +106,13 @@ class TrainConfig:
         """`<model>/<dataset>_<optimizer>_lr=..._b=...`, then all that differs from the defaults."""
         dataset = self.dataset
         if self.data_dir is not None:
-            dataset += "-" + (re.sub(r"[^\w.-]", "-", Path(self.data_dir).name) or "root")
+            dataset += "-" + _file_name(self.data_dir)
         parts = [dataset, self.optimizer, f"lr={self.lr:g}", f"b={self.batch_size}"]
         default = TrainConfig()
         for name, short in _SHORT.items():
             value = getattr(self, name)
+            if name == "val" and value is not None:
+                value = _file_name(value)
             if value != getattr(default, name):
                 parts.append(f"{short}={_text(value)}")
         if self.comment:
@@ -110,7 +125,12 @@ _SHORT = {
     "l2_penalty": "l2",
     "l2_decoder": "l2dec",
     "filters": "f",
+    "code_size": "code",
+    "loss": "loss",
     "size": "size",
+    "val": "val",
+    "channel_order": "order",
+    "resize": "resize",
     "momentum": "mom",
     "betas": "betas",
     "eps": "eps",
@@ -121,7 +141,14 @@ _SHORT = {
 }
 
 
+def _file_name(path: str) -> str:
+    """The last part of a path, as part of a folder's name."""
+    return re.sub(r"[^\w.-]", "-", Path(path).name) or "root"
+
+
 def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, tuple):
         return ",".join(f"{v:g}" for v in value)
     return str(int(value)) if isinstance(value, (bool, int)) else f"{value:g}"

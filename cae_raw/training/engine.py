@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from functools import partial
 from math import prod
 from typing import Any, TypeVar
 
@@ -26,12 +27,14 @@ from cae_raw.models import Autoencoder
 from cae_raw.ops import scratch
 from cae_raw.ops.batch import gather
 from cae_raw.ops.single_layer_step import SingleLayerStep
+from cae_raw.training.staged import GROUP, StagedStep
 
 Array = Any
 T = TypeVar("T")
 
 CHUNK_BYTES = 2_500_000  # of a chunk's largest map; measured best for 2 MB of second-level cache
-EVALUATION_BATCH = 1024  # images at a time on a GPU, where there are no chunks
+EVALUATION_BATCH = 1024  # images at a time on a GPU, where there are no chunks,
+EVALUATION_BYTES = 1 << 28  # unless their largest map takes more than this
 
 
 def available_threads() -> int:
@@ -85,15 +88,29 @@ class Engine:
             self._fused = model.fused(image_shape[1:], model.parameters.dtype)
         # More tasks than threads are in flight, so that none waits for the one that adds.
         self.in_flight = self.threads + 2 if self.on_cpu else 1
-        self._buffers = [self._new_gradients() for _ in range(self.in_flight)]
-        self._sum, _ = self._new_gradients()
-        self.gradients = self._sum
+        self._staged: StagedStep | None = None
+        if self.on_cpu and StagedStep.serves(model):
+            self._staged = StagedStep(model, self.loss, self.in_order)
+            self.gradients = self._staged.gradients
+        else:
+            self._buffers = [self._new_gradients() for _ in range(self.in_flight)]
+            self._sum, _ = self._new_gradients()
+            self.gradients = self._sum
         self._stack, self._depth = ExitStack(), 0
 
     def _chunk_size(self) -> int:
-        """Images whose largest map fits CHUNK_BYTES, between 1 and 64."""
+        """Images whose largest map fits CHUNK_BYTES, between 1 and 64.
+
+        A staged step waits several times for all threads; a power of two gives each of them as many
+        chunks of a usual batch as the others have.
+        """
+        size = self._images_within(CHUNK_BYTES, 64)
+        return 1 << (size.bit_length() - 1) if StagedStep.serves(self.model) else size
+
+    def _images_within(self, limit: int, most: int) -> int:
+        """Images whose largest map fits `limit` bytes, between 1 and `most`."""
         largest = max(prod(shape) for shape in self.model.layer_shapes(self.image_shape))
-        return max(1, min(64, CHUNK_BYTES // (4 * largest)))
+        return max(1, min(most, limit // (4 * largest)))
 
     def _new_gradients(self) -> tuple[Array, dict[str, Array]]:
         parameters = self.model.parameters
@@ -129,6 +146,9 @@ class Engine:
             The batch's sum of squared errors, shape (1,), on the model's backend.
         """
         elements = len(indices) * prod(self.image_shape)
+        if self._staged is not None:
+            load = partial(self._batch, images)
+            return self._staged.step(self._groups(indices), load, elements)
 
         def part(chunk: np.ndarray, slot: int) -> Array:
             x, grads = self._batch(images, chunk), self._buffers[slot][1]
@@ -169,7 +189,9 @@ class Engine:
             return self.loss.partial(self.model.forward(x), x, 1)[0]
 
         indices = np.arange(len(images))
-        size = self.chunk or EVALUATION_BATCH
+        if self._staged is not None:
+            return self._staged.squared_error(self._groups(indices), partial(self._batch, images))
+        size = self.chunk or self._images_within(EVALUATION_BYTES, EVALUATION_BATCH)
         totals = self._ordered(part, self._chunks(indices, size))
         return sum(float(self.model.backend.to_numpy(t)[0]) for t in totals)
 
@@ -191,9 +213,17 @@ class Engine:
         size = size or self.chunk or length
         return [indices[i : i + size] for i in range(0, length, size)]
 
-    def _ordered(
-        self, part: Callable[[np.ndarray, int], T], chunks: Iterable[np.ndarray]
-    ) -> Iterator[T]:
+    def _groups(self, indices: np.ndarray) -> list[list[np.ndarray]]:
+        """The chunks of a batch, as many together as a staged step takes at a time."""
+        chunks = self._chunks(indices)
+        count = max(1, GROUP // len(chunks[0]) if len(chunks[0]) else 1)
+        return [chunks[i : i + count] for i in range(0, len(chunks), count)]
+
+    def in_order(self, function: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
+        """`map` on this engine's threads, while it is open; results in the order of the items."""
+        return self._ordered(lambda item, _: function(item), items)
+
+    def _ordered(self, part: Callable[[Any, int], T], chunks: Iterable[Any]) -> Iterator[T]:
         """Run `part(chunk, slot)` for every chunk; results in order of the chunks.
 
         A slot is reused only after the result that it belongs to has been taken. An exception in a
@@ -215,7 +245,7 @@ class Engine:
             wait([future for future in waiting if not future.cancel()])
 
 
-def _quietly(part: Callable[[np.ndarray, int], T], chunk: np.ndarray, slot: int) -> T:
+def _quietly(part: Callable[[Any, int], T], chunk: Any, slot: int) -> T:
     """Without warnings about numbers that overflow: whoever gets the result looks at it."""
     with np.errstate(over="ignore", invalid="ignore"):
         return part(chunk, slot)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from cae_raw.backends import NUMPY
 from cae_raw.errors import InputError, unknown_name
 from cae_raw.layers import Sequential
 from cae_raw.ops import optim as ops
+from cae_raw.ops.windows import even_cuts
 
 Array = Any
+InOrder = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+
+BLOCK = 1 << 16  # parameters that go through all passes of a step while they are in the cache
+TASK = 1 << 20  # parameters per task
 
 
 class Optimizer(ABC):
@@ -71,9 +77,33 @@ class Optimizer(ABC):
         value = ops.penalty(self.model.parameters, self.l2)
         return float(self.model.backend.to_numpy(value)[0])
 
+    def step(self, gradients: Array, in_order: InOrder = map) -> None:
+        """Move the parameters; `gradients` is flat, of the parameters' length.
+
+        On the CPU they are moved block by block, each in the cache from the first pass over it to
+        the last: for 15 million parameters that is three times as fast. `in_order`, a function like
+        `map`, may do several tasks at a time, as `Engine.in_order` does.
+        """
+        control, size = self.state["control"], self.model.parameters.size
+        if self.model.backend is not NUMPY:
+            self._update(slice(0, size), gradients, control)
+            return
+
+        def update(task: slice) -> None:
+            for block in even_cuts(task.stop - task.start, BLOCK):
+                here = slice(task.start + block.start, task.start + block.stop)
+                self._update(here, gradients, control.copy())
+
+        for _ in in_order(update, even_cuts(size, TASK)):
+            pass
+        self._update(slice(0, 0), gradients, control)  # this one counts the step
+
     @abstractmethod
-    def step(self, gradients: Array) -> None:
-        """Move the parameters; `gradients` is flat, of the parameters' length."""
+    def _update(self, block: slice, gradients: Array, control: Array) -> None:
+        """Move a block of the parameters and advance `control`."""
+
+    def _penalty_of(self, block: slice) -> Array | None:
+        return None if self.l2 is None else self.l2[block]
 
     def state_to_host(self) -> dict[str, np.ndarray]:
         """Copies of all state, for a checkpoint."""
@@ -107,14 +137,14 @@ class SGD(Optimizer):
         super().__init__(model, lr, l2)
         self.momentum = momentum
 
-    def step(self, gradients: Array) -> None:
+    def _update(self, block: slice, gradients: Array, control: Array) -> None:
         ops.sgd_step(
-            self.model.parameters,
-            gradients,
-            self.state["velocity"],
-            self.state["control"],
+            self.model.parameters[block],
+            gradients[block],
+            self.state["velocity"][block],
+            control,
             momentum=self.momentum,
-            l2=self.l2,
+            l2=self._penalty_of(block),
         )
 
 
@@ -137,16 +167,16 @@ class Adam(Optimizer):
         super().__init__(model, lr, l2)
         self.betas, self.eps = betas, eps
 
-    def step(self, gradients: Array) -> None:
+    def _update(self, block: slice, gradients: Array, control: Array) -> None:
         ops.adam_step(
-            self.model.parameters,
-            gradients,
-            self.state["m"],
-            self.state["v"],
-            self.state["control"],
+            self.model.parameters[block],
+            gradients[block],
+            self.state["m"][block],
+            self.state["v"][block],
+            control,
             betas=self.betas,
             eps=self.eps,
-            l2=self.l2,
+            l2=self._penalty_of(block),
         )
 
 

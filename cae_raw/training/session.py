@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 
 from cae_raw import __version__
 from cae_raw.backends import NUMPY, Backend
-from cae_raw.data.base import Dataset, Split
+from cae_raw.data.base import Dataset, Images
 from cae_raw.data.scaling import to_bytes
 from cae_raw.errors import InputError
 from cae_raw.figures import Figures
@@ -26,8 +25,9 @@ from cae_raw.training import checkpoint
 from cae_raw.training.checkpoint import Checkpoint
 from cae_raw.training.config import TrainConfig
 from cae_raw.training.engine import Engine
+from cae_raw.training.feed import Feed
 from cae_raw.training.run_dir import RunDir
-from cae_raw.training.trainer import BatchDone, EpochDone, Trainer, TrainState
+from cae_raw.training.trainer import BatchDone, EpochDone, Trainer, TrainState, figures_of
 
 SHOWN_IMAGES = 16  # in reconstructions.png
 
@@ -91,7 +91,7 @@ class RunSession:
         threads: int | None = None,
     ) -> None:
         self.run = run
-        model = config.make_model(dataset.train.image_shape[0]).to(backend)
+        model = config.make_model(dataset.train.image_shape).to(backend)
         self.trainer = Trainer(
             model,
             dataset,
@@ -100,6 +100,7 @@ class RunSession:
             seed=config.seed,
             lr_decay_epochs=config.lr_decay_epochs,
             lr_decay_factor=config.lr_decay_factor,
+            loss=config.loss,
             threads=threads,
         )
         self.config: dict[str, Any] = {
@@ -180,7 +181,7 @@ class RunSession:
         self._save_last()
 
     def _write_picture(self, engine: Engine) -> None:
-        inputs = self.trainer.dataset.test.images[:SHOWN_IMAGES]
+        inputs = self.trainer.dataset.test.first(SHOWN_IMAGES)
         outputs = to_bytes(engine.reconstruct(inputs), engine.model.value_range)
         save_png(reconstructions_grid(inputs, outputs), self.run.reconstructions)
 
@@ -191,7 +192,7 @@ class RunSession:
         model.to(self.trainer.model.backend)
         threads = self.trainer.engine.threads
         validation = measure(model, dataset.validation, threads)
-        same = dataset.test.images is dataset.validation.images
+        same = dataset.test is dataset.validation
         test = validation if same else measure(model, dataset.test, threads)
         for split, figures in (("validation", validation), ("test", test)):
             self.run.write_results(split, figures, best.state["best_epoch"])
@@ -200,13 +201,10 @@ class RunSession:
         return validation, test
 
 
-def measure(model: Autoencoder, split: Split, threads: int | None = None) -> Figures:
-    """The reconstruction error of a model over a split."""
-    if not len(split):
-        raise InputError("the split is empty: there is nothing to measure")
-    with Engine(model, split.image_shape, threads=threads) as engine:
-        total = engine.squared_error(model.backend.asarray(split.images))
-    return Figures.from_squared_error(total, split.images.size, model.value_range)
+def measure(model: Autoencoder, split: Images, threads: int | None = None) -> Figures:
+    """The reconstruction error of a model over a split, on the model's backend."""
+    engine = Engine(model, split.image_shape, threads=threads)
+    return figures_of(engine, Feed(model.backend), split)
 
 
 def check_same_data(trained_on: dict[str, Any], dataset: Dataset, run: Path) -> None:
@@ -220,21 +218,16 @@ def check_same_data(trained_on: dict[str, Any], dataset: Dataset, run: Path) -> 
 
 def _what_must_agree(config: dict[str, Any]) -> dict[str, Any]:
     """A run's configuration less where its images lie: a checksum says that they are the same."""
-    return {**config, "train": {**config.get("train", {}), "data_dir": None}}
+    return {**config, "train": {**config.get("train", {}), "data_dir": None, "val": None}}
 
 
 def _fingerprint(dataset: Dataset) -> dict[str, Any]:
-    """What tells two data sets apart: sizes, and a SHA-256 of the pixels that training sees."""
-    sha = hashlib.sha256()
-    for split in (dataset.train, dataset.validation):
-        sha.update(split.images.data)
+    """What tells two data sets apart: their images."""
     return {
         "name": dataset.name,
-        "train": len(dataset.train),
-        "validation": len(dataset.validation),
-        "test": len(dataset.test),
-        "image_shape": list(dataset.train.image_shape),
-        "sha256": sha.hexdigest(),
+        "train": dataset.train.fingerprint(),
+        "validation": dataset.validation.fingerprint(),
+        "test": dataset.test.fingerprint(),
     }
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from cae_raw.data.base import Dataset, Split
-from cae_raw.data.order import epoch_order
+from cae_raw.data.base import Dataset, Images
 from cae_raw.errors import InputError
 from cae_raw.figures import Figures
 from cae_raw.models import Autoencoder
 from cae_raw.training.engine import Engine
+from cae_raw.training.feed import Feed
 from cae_raw.training.optimizers import Optimizer
 
 
@@ -90,7 +90,8 @@ class Trainer:
         loss, threads: as for `Engine`.
 
     Raises:
-        InputError: for sizes below 1, an empty split, or images that the model cannot take.
+        InputError: for a model that is no Autoencoder, sizes below 1, an empty split, or images
+            that the model cannot take.
     """
 
     def __init__(
@@ -106,6 +107,11 @@ class Trainer:
         loss: str | None = None,
         threads: int | None = None,
     ) -> None:
+        if not isinstance(model, Autoencoder):
+            raise InputError(
+                "a Trainer needs to know a model's channels and range of values: make it a "
+                "cae_raw.Autoencoder(*layers, encoder_length=..., channels=...)"
+            )
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
         for name, split in (("training", dataset.train), ("validation", dataset.validation)):
@@ -122,7 +128,7 @@ class Trainer:
         self.lr_decay_epochs, self.lr_decay_factor = lr_decay_epochs, lr_decay_factor
         self.state = TrainState()
         self.engine = Engine(model, dataset.train.image_shape, loss=loss, threads=threads)
-        self._placed: dict[int, tuple[Split, Any]] = {}
+        self._feed = Feed(model.backend)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -151,22 +157,19 @@ class Trainer:
                 yield from self._train_epoch()
                 yield self._end_epoch()
 
-    def evaluate(self, split: Split) -> Figures:
+    def evaluate(self, split: Images) -> Figures:
         """The reconstruction error over a split, without any penalty."""
-        with self.engine:
-            total = self.engine.squared_error(self._place(split))
-        return Figures.from_squared_error(total, split.images.size, self.model.value_range)
+        return figures_of(self.engine, self._feed, split)
 
     def _train_epoch(self) -> Iterator[BatchDone]:
         state, train = self.state, self.dataset.train
-        images = self._place(train)
         elements = prod(train.image_shape)
         self.optimizer.lr = self.lr_at(state.epoch)
-        order = epoch_order(len(train), self.seed, state.epoch)
-        while state.batch < self.batches_per_epoch:
-            started = time.perf_counter()
-            start = state.batch * self.batch_size
-            indices = order[start : start + self.batch_size]
+        batches = self._feed.shuffled(
+            train, self.seed, state.epoch, self.batch_size, start=state.batch
+        )
+        started = time.perf_counter()
+        for images, indices in batches:
             total = self.engine.step(images, indices)
             with np.errstate(over="ignore", invalid="ignore"):  # `_finite` tells it better
                 self.optimizer.step(self.engine.gradients)
@@ -177,6 +180,7 @@ class Trainer:
             state.squared_error += error
             state.seconds += time.perf_counter() - started
             yield BatchDone(len(indices), half_mse)
+            started = time.perf_counter()  # waiting for the next batch is part of training
 
     def _end_epoch(self) -> EpochDone:
         state, train = self.state, self.dataset.train
@@ -188,7 +192,7 @@ class Trainer:
             step=state.step,
             seconds=training_seconds + time.perf_counter() - started,
             images_per_second=len(train) / max(training_seconds, 1e-9),
-            train_half_mse=state.squared_error / (2 * train.images.size),
+            train_half_mse=state.squared_error / (2 * len(train) * prod(train.image_shape)),
             validation_half_mse=validation,
             lr=self.optimizer.lr,
         )
@@ -209,10 +213,16 @@ class Trainer:
             )
         return half_mse
 
-    def _place(self, split: Split) -> Any:
-        """The split's images on the model's backend, moved there once."""
-        key = id(split)
-        if key not in self._placed:
-            # Kept with the split itself, so that no other one can get its id.
-            self._placed[key] = split, self.model.backend.asarray(np.asarray(split.images))
-        return self._placed[key][1]
+
+def figures_of(engine: Engine, feed: Feed, split: Images) -> Figures:
+    """The reconstruction error of the engine's model over a split, without any penalty.
+
+    Raises:
+        InputError: if the split is empty.
+    """
+    if not len(split):
+        raise InputError("the split is empty: there is nothing to measure")
+    with engine:
+        total = sum(engine.squared_error(images) for images in feed.in_order(split))
+    elements = len(split) * prod(split.image_shape)
+    return Figures.from_squared_error(total, elements, engine.model.value_range)

@@ -1,0 +1,60 @@
+"""Encoding, decoding and tiling through the kernels, on the emulator and on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import emulator
+import numpy as np
+import pytest
+from deep_cases import random_images, small_deep
+from kernel_checks import gpu
+
+from cae_raw.backends import Backend, choose_backend, probe
+from cae_raw.encode import Encoder
+from cae_raw.models import DEEP_MODELS
+from cae_raw.models.masks import centre_masks, masks_of, repeat_masks
+from cae_raw.tiles import tiled_blocks
+
+
+@pytest.fixture(params=["emulator", "gpu"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    monkeypatch.setattr(probe, "_opened", {})
+    if request.param == "gpu":
+        if isinstance(gpu(), str):
+            pytest.skip(f"no GPU: {gpu()}")
+        yield choose_backend("cuda")
+        return
+    if emulator.available() is not None:
+        pytest.skip(f"no emulator: {emulator.available()}")
+    with emulator.installed(emulator.emulated_cupy()):
+        yield choose_backend("cuda")
+
+
+@pytest.mark.parametrize("name", DEEP_MODELS)
+def test_codes_and_images_agree_with_numpy(backend: Backend, name: str) -> None:
+    here, there = small_deep(name), small_deep(name).to(backend)
+    images = random_images(3, 3, *(here.image_size or ()))
+    with Encoder(here) as encoder:
+        codes = encoder(images)
+    with Encoder(there) as encoder:
+        np.testing.assert_allclose(encoder(images), codes, rtol=0, atol=1e-5)
+    x = images[:1].astype(np.float32) / 255
+    for mine, theirs in (
+        (centre_masks(here, 3), centre_masks(there, 3)),
+        (
+            repeat_masks(here, masks_of(here, x), 3),
+            repeat_masks(there, masks_of(there, backend.asarray(x)), 3),
+        ),
+    ):
+        found = backend.to_numpy(there.decode(backend.asarray(codes), theirs))
+        np.testing.assert_allclose(found, here.decode(codes, mine), rtol=0, atol=1e-5)
+
+
+def test_tiles_agree_with_numpy(backend: Backend) -> None:
+    here, there = small_deep(), small_deep().to(backend)
+    (image,) = random_images(1, 3, 20, 17)
+    blocks = zip(tiled_blocks(here, image), tiled_blocks(there, image), strict=True)
+    for (where, _, expected), (same, _, found) in blocks:
+        assert where == same
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
