@@ -1,11 +1,13 @@
-"""The single-layer training step and forward pass beside PyTorch on the CPU, in one run.
+"""The training step and forward pass of a model beside PyTorch on the CPU, in one run.
 
     python bench/side_by_side.py --batch 1024 --out bench/results/cpu.json
+    python bench/side_by_side.py --model deep --batch 128 --out bench/results/cpu_deep.json
 
-All candidates do the same work from the same uint8 images and weights: gather a shuffled batch, scale
-it to [-1, 1], forward, half_mse, all gradients, one Adam step (or the forward pass alone). Losses and
-gradients are compared before anything is timed. Candidates take turns, step by step, so that a
-change in the machine's speed hits all of them alike; warm-up is outside; medians are reported.
+All candidates do the same work from the same uint8 images and weights: gather a shuffled batch,
+scale it to the model's range, forward, its loss, all gradients, one step of its optimizer (or the
+forward pass alone). Losses and gradients are compared before anything is timed. Candidates take
+turns, step by step, so that a change in the machine's speed hits all of them alike; warm-up is
+outside; medians are reported.
 """
 
 from __future__ import annotations
@@ -17,21 +19,46 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.pytorch_twin import pytorch_twin
+from cae_raw.data.scaling import scale_and_shift
+from cae_raw.layers.loss import LOSSES
 from cae_raw.machine import blas, cpu_name
-from cae_raw.models import build
+from cae_raw.models import Autoencoder, build
 from cae_raw.training.engine import Engine, available_threads
-from cae_raw.training.optimizers import Adam
+from cae_raw.training.optimizers import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGES = 8192
-Work = Callable[[np.ndarray], Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is measured: a model, how it is trained, on how many images of which size."""
+
+    model: str
+    optimizer: str  # a name in OPTIMIZERS
+    lr: float
+    size: int
+    batch: int
+    images: int  # in the data set
+    images_per_turn: int
+
+    def build(self, channels: int, size: int) -> Autoencoder:
+        sized = {} if self.model == "single-layer" else {"size": size}
+        return build(self.model, np.random.default_rng(0), channels=channels, **sized)
+
+
+PROBLEMS = {
+    "single-layer": Problem("single-layer", "adam", 1e-3, 32, 1024, 8192, 1024),
+    "deep": Problem("deep", "sgd", 1e-2, 64, 128, 2048, 256),
+    "deep-same": Problem("deep-same", "sgd", 1e-2, 64, 128, 2048, 256),
+}
 
 
 class Ours:
@@ -39,20 +66,20 @@ class Ours:
 
     name = "cae-raw"
 
-    def __init__(self, images: np.ndarray, threads: int) -> None:
+    def __init__(self, problem: Problem, images: np.ndarray, threads: int) -> None:
         self.images = images
-        self.model = build("single-layer", np.random.default_rng(0), channels=images.shape[1])
-        self.optimizer = Adam(self.model)
+        self.model = problem.build(*images.shape[1:3])
+        self.optimizer = OPTIMIZERS[problem.optimizer](self.model, lr=problem.lr)
         self.engine = Engine(self.model, images.shape[1:], threads=threads).__enter__()
 
     def loss_and_gradients(self, indices: np.ndarray) -> tuple[float, np.ndarray]:
         total = self.engine.step(self.images, indices)
-        elements = len(indices) * self.images[0].size
-        return float(total[0]) / (2 * elements), self.engine.gradients.copy()
+        factor = LOSSES[self.model.loss] / (len(indices) * self.images[0].size)
+        return float(total[0]) * factor, self.engine.gradients.copy()
 
     def step(self, indices: np.ndarray) -> None:
         self.engine.step(self.images, indices)
-        self.optimizer.step(self.engine.gradients)
+        self.optimizer.step(self.engine.gradients, self.engine.in_order)
 
     def forward(self, indices: np.ndarray) -> None:
         self.engine.squared_error(self.images[indices])
@@ -61,35 +88,31 @@ class Ours:
 class Torch:
     """PyTorch in one of its modes, with cae-raw's initial weights."""
 
-    def __init__(self, images: np.ndarray, threads: int, mode: str) -> None:
+    def __init__(self, problem: Problem, images: np.ndarray, threads: int, mode: str) -> None:
         import torch
-        from torch import nn
 
         torch.set_num_threads(threads)
         self.torch, self.name = torch, f"torch {mode}"
         self.images = torch.from_numpy(images)
-        c = images.shape[1]
-        ours = build("single-layer", np.random.default_rng(0), channels=c)
-        self.model = nn.Sequential(
-            nn.Conv2d(c, 32, 3, padding=2), nn.Tanh(), nn.Conv2d(32, c, 3), nn.Tanh()
-        )
-        with torch.no_grad():
-            for mine, theirs in zip(self.model.parameters(), ours.params.values(), strict=True):
-                mine.copy_(torch.from_numpy(theirs.copy()))
+        ours = problem.build(*images.shape[1:3])
+        self.scale, self.shift = scale_and_shift(ours.value_range)
+        self.factor = LOSSES[ours.loss]
+        self.model = pytorch_twin(ours)
         self.format = torch.contiguous_format
         if "channels_last" in mode:
             self.format = torch.channels_last
             self.model = self.model.to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[problem.optimizer]
+        self.optimizer = optimizer(self.model.parameters(), lr=problem.lr)
         self.run = torch.compile(self.model) if "compile" in mode else self.model
 
     def _batch(self, indices: np.ndarray) -> Any:
-        x = self.images[self.torch.from_numpy(indices)].float().mul_(2 / 255).sub_(1)
+        x = self.images[self.torch.from_numpy(indices)].float().mul_(self.scale).add_(self.shift)
         return x.contiguous(memory_format=self.format)
 
     def _loss(self, indices: np.ndarray) -> Any:
         x = self._batch(indices)
-        return (self.run(x) - x).square().mean() / 2
+        return (self.run(x) - x).square().mean() * self.factor
 
     def loss_and_gradients(self, indices: np.ndarray) -> tuple[float, np.ndarray]:
         self.optimizer.zero_grad()
@@ -111,15 +134,16 @@ class Torch:
 TORCH_MODES = ("eager", "channels_last", "compile", "compile channels_last")
 
 
-def candidates(images: np.ndarray, threads: int, skip: list[str]) -> list[Any]:
+def candidates(problem: Problem, images: np.ndarray, threads: int, skip: list[str]) -> list[Any]:
     """Ours first, then each mode of PyTorch that is installed and not skipped."""
-    found: list[Any] = [Ours(images, threads)]
+    found: list[Any] = [Ours(problem, images, threads)]
     try:
         import torch  # noqa: F401
     except ImportError:
         print("PyTorch is not installed: measuring cae-raw alone", file=sys.stderr)
         return found
-    return found + [Torch(images, threads, mode) for mode in TORCH_MODES if mode not in skip]
+    modes = [mode for mode in TORCH_MODES if mode not in skip]
+    return found + [Torch(problem, images, threads, mode) for mode in modes]
 
 
 def check_equal(all_of_them: list[Any], batch: int) -> dict[str, dict[str, float]]:
@@ -139,17 +163,19 @@ def check_equal(all_of_them: list[Any], batch: int) -> dict[str, dict[str, float
     return differences
 
 
-def race(all_of_them: list[Any], what: str, batch: int, rounds: int) -> dict[str, Any]:
+def race(
+    problem: Problem, all_of_them: list[Any], what: str, batch: int, rounds: int
+) -> dict[str, Any]:
     """Median seconds per candidate; they take turns, on fresh indices each round.
 
-    A turn is about 1,024 images. The pause before it lets the threads of the one before go to
-    sleep: OpenMP's spin for a while after their work is done.
+    A turn is about `images_per_turn` images. The pause before it lets the threads of the one
+    before go to sleep: OpenMP's spin for a while after their work is done.
     """
     rng = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {c.name: [] for c in all_of_them}
-    steps = max(1, 1024 // batch)
+    steps = max(1, problem.images_per_turn // batch)
     for turn in range(-2, rounds):  # two rounds of warm-up
-        batches = [rng.permutation(IMAGES)[:batch] for _ in range(steps)]
+        batches = [rng.permutation(problem.images)[:batch] for _ in range(steps)]
         for candidate in all_of_them:
             time.sleep(0.1)
             started = time.perf_counter()
@@ -170,17 +196,19 @@ def race(all_of_them: list[Any], what: str, batch: int, rounds: int) -> dict[str
     return {"rows": rows}
 
 
-def peak_memory_mib(images_shape: tuple[int, ...], batch: int, threads: int) -> float:
+def peak_memory_mib(
+    problem: Problem, images_shape: tuple[int, ...], batch: int, threads: int
+) -> float:
     """Peak resident memory of a process that trains a few steps, less its data set and imports."""
     code = f"""
 import re, numpy as np
 from pathlib import Path
-from bench.side_by_side import Ours
+from bench.side_by_side import PROBLEMS, Ours
 def peak():  # of this program; getrusage would report that of the one that started it
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 images = np.zeros({images_shape}, np.uint8); images += 1
 before = peak()
-ours = Ours(images, {threads})
+ours = Ours(PROBLEMS[{problem.model!r}], images, {threads})
 for _ in range(3): ours.step(np.arange({batch}) % len(images))
 print((peak() - before) / 1024)
 """
@@ -197,20 +225,25 @@ def commit() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1024])
+    parser.add_argument("--model", default="single-layer", choices=PROBLEMS)
+    parser.add_argument("--batch", type=int, nargs="+", help="default: the model's usual one")
     parser.add_argument("--channels", type=int, default=3, choices=(1, 3))
-    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--size", type=int, help="default: the model's usual one")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=available_threads())
     parser.add_argument("--skip", nargs="*", default=[], help="modes of PyTorch to leave out")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    shape = (IMAGES, args.channels, args.size, args.size)
+    problem = PROBLEMS[args.model]
+    size = args.size or problem.size
+    shape = (problem.images, args.channels, size, size)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    everyone = candidates(images, args.threads, args.skip)
+    everyone = candidates(problem, images, args.threads, args.skip)
     result: dict[str, Any] = {
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
+        "model": problem.model,
+        "optimizer": problem.optimizer,
         "cpu": cpu_name(),
         "threads": args.threads,
         "blas": blas(),
@@ -222,11 +255,11 @@ def main() -> None:
         "differences": check_equal(everyone, 64),
         "races": [],
     }
-    for batch in args.batch:
+    for batch in args.batch or [problem.batch]:
         for what in ("step", "forward"):
-            outcome = race(everyone, what, batch, args.rounds)
+            outcome = race(problem, everyone, what, batch, args.rounds)
             result["races"].append({"what": what, "batch": batch, **outcome})
-        result["races"][-2]["peak_mib"] = peak_memory_mib(shape, batch, args.threads)
+        result["races"][-2]["peak_mib"] = peak_memory_mib(problem, shape, batch, args.threads)
     text = json.dumps(result, indent=2)
     print(text)
     if args.out:

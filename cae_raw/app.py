@@ -5,15 +5,15 @@ Heavy modules are imported inside the commands, so that help answers at once.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from cae_raw import __version__
+from cae_raw import __version__, app_data, app_models
+from cae_raw.app_options import DataDir, Device, Json, RunsDir, Threads, path_of, print_json
 from cae_raw.commands import shell
 
 app = typer.Typer(
@@ -23,43 +23,10 @@ app = typer.Typer(
 )
 
 
-def _path(text: str | Path) -> Path:
-    if str(text) == "" or "\0" in str(text):
-        raise typer.BadParameter("a path cannot be empty.")
-    return Path(text)
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"cae-raw {__version__}")
         raise typer.Exit
-
-
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object to stdout, all else to stderr.")
-]
-RunsDir = Annotated[Path, typer.Option(parser=_path, metavar="DIR", help="Where runs are kept.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        parser=_path,
-        metavar="DIR",
-        help="Folder of the data set's files; for folder: of the images.  "
-        "[default: the download cache, see cae-raw info]",
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option(
-        metavar="DEVICE", help="auto (a GPU if one works, else the CPU), cpu, cuda or cuda:N."
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", help="Worker threads on the CPU; results do not depend on it.  [default: all]"
-    ),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -85,15 +52,49 @@ def cae_raw_command(
 def train_command(
     dataset: Annotated[
         str,
-        typer.Option(metavar="NAME", help="shapes (drawn, no files), mnist, cifar10 or folder."),
+        typer.Option(metavar="NAME", help="shapes (drawn), mnist, cifar10, folder or lmdb."),
     ] = "shapes",
     data_dir: DataDir = None,
     size: Annotated[
         int | None,
         typer.Option(metavar="PIXELS", help="For --dataset folder: images become PIXELS x PIXELS."),
     ] = None,
-    model: Annotated[str, typer.Option(metavar="NAME", help="single-layer.")] = "single-layer",
-    filters: Annotated[int, typer.Option(metavar="N", help="Filters of the encoder.")] = 32,
+    val: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of,
+            metavar="DIR",
+            help="For --dataset lmdb: another one to validate on.  [default: the last tenth]",
+        ),
+    ] = None,
+    channel_order: Annotated[
+        str,
+        typer.Option(
+            metavar="ORDER", help="For --dataset lmdb: bgr, as Caffe stores colours, or rgb."
+        ),
+    ] = "bgr",
+    resize: Annotated[
+        bool,
+        typer.Option(
+            "--resize", help="For --dataset lmdb: bring records of another size to --size."
+        ),
+    ] = False,
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="single-layer, deep or deep-same.")
+    ] = "single-layer",
+    filters: Annotated[
+        int, typer.Option(metavar="N", help="For single-layer: filters of the encoder.")
+    ] = 32,
+    code_size: Annotated[
+        int, typer.Option(metavar="N", help="For deep and deep-same: numbers in the code.")
+    ] = 1568,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="mse or half-mse.  [default: the model's own: single-layer half-mse, deep mse]",
+        ),
+    ] = None,
     optimizer: Annotated[str, typer.Option(metavar="NAME", help="adam or sgd.")] = "adam",
     lr: Annotated[float, typer.Option(metavar="X", help="Learning rate, as in 1e-5.")] = 1e-3,
     momentum: Annotated[
@@ -157,6 +158,8 @@ def train_command(
       cae-raw train --dataset cifar10 --lr 1e-5
       cae-raw train --dataset mnist --lr 1e-5 --batch-size 1024 --l2-penalty 1e-9
       cae-raw train --dataset folder --data-dir photos --size 64
+      cae-raw train --model deep --dataset folder --data-dir photos --size 64
+      cae-raw train --model deep --dataset lmdb --data-dir train.lmdb --val val.lmdb
       cae-raw train --optimizer sgd --lr 0.1 --momentum 0.9 --limit-train 1000
     """
     from cae_raw.commands.train import train
@@ -164,10 +167,15 @@ def train_command(
 
     config = TrainConfig(
         dataset=dataset,
-        data_dir=str(data_dir.resolve()) if data_dir and dataset == "folder" else None,
+        data_dir=str(data_dir.resolve()) if data_dir and dataset in ("folder", "lmdb") else None,
         size=size,
+        val=str(val.resolve()) if val else None,
+        channel_order=channel_order,
+        resize=resize,
         model=model,
         filters=filters,
+        code_size=code_size,
+        loss=loss.replace("-", "_") if loss else None,
         optimizer=optimizer,
         lr=lr,
         momentum=momentum,
@@ -194,7 +202,7 @@ def train_command(
         out=sys.stderr if as_json else sys.stdout,
     )
     if as_json:
-        _print_json(outcome.to_json())
+        print_json(outcome.to_json())
     if outcome.signal is not None:
         raise typer.Exit(128 + outcome.signal)
 
@@ -203,7 +211,7 @@ def train_command(
 def evaluate_command(
     run: Annotated[
         Path | None,
-        typer.Argument(parser=_path, metavar="RUN", help="A run's folder.  [default: newest]"),
+        typer.Argument(parser=path_of, metavar="RUN", help="A run's folder.  [default: newest]"),
     ] = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="validation or test.")] = "test",
     data_dir: DataDir = None,
@@ -227,81 +235,17 @@ def evaluate_command(
         run, split, data_dir=data_dir, runs_dir=runs_dir, device=device, threads=threads
     )
     if as_json:
-        _print_json(figures)
+        print_json(figures)
         return
     for line in report_lines(figures):
         typer.echo(line)
 
 
-@app.command("reconstruct")
-def reconstruct_command(
-    images: Annotated[
-        list[Path],
-        typer.Argument(
-            parser=_path, metavar="IMAGE", help="Image files, or folders with image files."
-        ),
-    ],
-    run: Annotated[
-        Path | None,
-        typer.Option(parser=_path, metavar="DIR", help="A run's folder: use its best checkpoint."),
-    ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(parser=_path, metavar="FILE", help="A checkpoint file.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            parser=_path,
-            metavar="DIR",
-            help="Folder for the pictures.  [default: beside each image]",
-        ),
-    ] = None,
-    runs_dir: RunsDir = Path("runs"),
-    device: Device = "auto",
-    threads: Threads = None,
-    as_json: Json = False,
-) -> None:
-    """Reconstruct images with a trained model.
-
-    Writes NAME.reconstruction.png and NAME.comparison.png (input, reconstruction, error as a heat
-    map). The model is that of --checkpoint, of --run, of the newest run, or the one that ships
-    with the package. A file that cannot be used is named and left out; the exit status is then 1.
-
-    \b
-    Examples:
-      cae-raw reconstruct photo.jpg
-      cae-raw reconstruct *.png --out reconstructions
-      cae-raw reconstruct photo.jpg --run runs/single-layer/shapes_adam_lr=0.001_b=128
-    """
-    from cae_raw.commands.reconstruct import reconstruct
-
-    results, failed = reconstruct(
-        images,
-        run=run,
-        checkpoint=checkpoint,
-        out=out,
-        runs_dir=runs_dir,
-        device=device,
-        threads=threads,
-        say=sys.stderr if as_json else sys.stdout,
-    )
-    if as_json:
-        _print_json(results)
-    if failed:
-        raise typer.Exit(1)
-
-
-@app.command("info")
-def info_command(runs_dir: RunsDir = Path("runs"), as_json: Json = False) -> None:
-    """Show versions, threads, GPU, and where things lie."""
-    from cae_raw.machine import describe
-
-    facts = describe(runs_dir)
-    if as_json:
-        _print_json(facts)
-        return
-    for name, value in facts.items():
-        typer.echo(f"{name:10} {value}")
+app.command("reconstruct")(app_models.reconstruct_command)
+app.command("encode")(app_models.encode_command)
+app.command("decode")(app_models.decode_command)
+app.command("info")(app_models.info_command)
+app.add_typer(app_data.app, name="data")
 
 
 @app.command("doctor", short_help="Find what keeps a GPU from being used.")
@@ -315,7 +259,7 @@ def doctor_command(as_json: Json = False) -> None:
 
     report = doctor(sys.stderr if as_json else sys.stdout)
     if as_json:
-        _print_json(report)
+        print_json(report)
     if not report["healthy"]:
         raise typer.Exit(1)
 
@@ -346,7 +290,7 @@ def kernels_command(
         return
     report = kernels.describe(chosen, arch, None if as_json else sys.stdout)
     if as_json:
-        _print_json(report)
+        print_json(report)
 
 
 @app.command("gradcheck", short_help="Check gradients, and kernels on a GPU.")
@@ -366,13 +310,9 @@ def gradcheck_command(
 
     report = gradcheck(layer, device, sys.stderr if as_json else sys.stdout)
     if as_json:
-        _print_json(report)
+        print_json(report)
     if not report["passed"]:
         raise typer.Exit(1)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -3,6 +3,7 @@
 A large image is cut into blocks. Each block is computed from a window that reaches `model.halo`
 pixels further on every side, so that the blocks together are the reconstruction of the whole image.
 All windows of an image have one shape: at the image's edges they are moved inwards, not cut.
+A model that takes one size only gets images of that size, or, on request, tiles (`tiles`).
 Besides the image, its reconstruction and its error map, at most about `BLOCK_BYTES` are in use.
 """
 
@@ -20,11 +21,10 @@ from cae_raw.errors import InputError
 from cae_raw.figures import Figures, error_levels
 from cae_raw.layers import Conv2d
 from cae_raw.models import Autoencoder
+from cae_raw.tiles import Block, tiled_blocks
 
 BLOCK_BYTES = 16 * 2**20  # for the maps of one block; measured: larger ones gain nothing on a CPU
 SMALLEST_BLOCK = 32  # pixels a side, however wide the model's maps are
-
-Block = tuple[slice, slice]  # rows, columns
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,12 @@ class Reconstruction:
     not_finite: int = 0
 
 
-def reconstruct_image(model: Autoencoder, image: NDArray[np.uint8]) -> Reconstruction:
+def reconstruct_image(
+    model: Autoencoder, image: NDArray[np.uint8], *, tile: bool = False
+) -> Reconstruction:
     """Reconstruct one image, uint8 (C, H, W), with the model on whatever backend it is.
+
+    With `tile`, a model of one size reconstructs an image of any size in overlapping tiles.
 
     Raises:
         InputError: if the model cannot take an image of this shape.
@@ -53,7 +57,8 @@ def reconstruct_image(model: Autoencoder, image: NDArray[np.uint8]) -> Reconstru
     output = np.empty_like(image)
     error = np.empty(image.shape[1:], np.float32)
     total, not_finite = 0.0, 0
-    for (rows, columns), x, y in reconstructed_blocks(model, image):
+    blocks = tiled_blocks(model, image) if tile else reconstructed_blocks(model, image)
+    for (rows, columns), x, y in blocks:
         output[:, rows, columns] = to_bytes(y, model.value_range)
         error[rows, columns] = error_levels(y, x, model.value_range)
         with np.errstate(over="ignore"):

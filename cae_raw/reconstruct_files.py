@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cae_raw.data.image_file import EXTENSIONS, load_image
 from cae_raw.errors import InputError
 from cae_raw.figures import Figures
+from cae_raw.fit import GRAY_REPEATED, TURNED_TO_GRAY, with_size
 from cae_raw.models import Autoencoder
 from cae_raw.pictures import comparison, save_png, to_image
 from cae_raw.reconstruct import Reconstruction, reconstruct_image
@@ -60,10 +61,13 @@ def reconstruct_files(
     paths: Iterable[Path],
     out_dir: Path | None = None,
     on_result: Callable[[FileResult], None] = lambda result: None,
+    *,
+    tile: bool = False,
 ) -> list[FileResult]:
     """Reconstruct each file; one that cannot be used becomes a result with an error.
 
-    Colour images become luma for a model of gray images, gray ones are repeated for one of RGB.
+    Images are made to fit the model as `cae_raw.fit` describes, and figures and pictures are those
+    of what the model was given. Each change is noted in the result.
 
     Args:
         model: on the backend that does the work.
@@ -71,6 +75,7 @@ def reconstruct_files(
             less those that this function wrote.
         out_dir: where the pictures go, made when missing; None puts them beside each image.
         on_result: called after each file.
+        tile: for a model of one size: reconstruct at the images' own sizes, in tiles.
 
     Raises:
         InputError: if `out_dir` cannot be made.
@@ -84,7 +89,7 @@ def reconstruct_files(
     taken = {_identity(item) for item in found if isinstance(item, Path)}
     results = []
     for item in found:
-        result = item if isinstance(item, FileResult) else _one(model, item, out_dir, taken)
+        result = item if isinstance(item, FileResult) else _one(model, item, out_dir, taken, tile)
         results.append(result)
         on_result(result)
     return results
@@ -108,11 +113,18 @@ def _files(paths: Iterable[Path]) -> Iterator[Path | FileResult]:
 
 
 def _one(
-    model: Autoencoder, path: Path, out_dir: Path | None, taken: set[Identity | None]
+    model: Autoencoder,
+    path: Path,
+    out_dir: Path | None,
+    taken: set[Identity | None],
+    tile: bool,
 ) -> FileResult:
     try:
         image, notes = _load(path, model.channels)
-        result = reconstruct_image(model, image)
+        if not tile:
+            image, change = with_size(image, model.image_size)
+            notes += change
+        result = reconstruct_image(model, image, tile=tile)
         if result.not_finite:
             share = f"{result.not_finite} of {image.size} values of the reconstruction"
             notes += (f"{share} are not finite numbers: did training diverge?",)
@@ -133,11 +145,7 @@ def _load(path: Path, channels: int) -> tuple[NDArray[np.uint8], tuple[str, ...]
     image = load_image(path)
     if len(image) == channels:
         return image, ()
-    if len(image) == 1:
-        note = "a gray image for a model of RGB images: its channel was repeated"
-    else:
-        note = "a colour image for a model of gray images: it was turned to gray"
-    return load_image(path, channels), (note,)
+    return load_image(path, channels), (TURNED_TO_GRAY if channels == 1 else GRAY_REPEATED,)
 
 
 def _pictures(result: Reconstruction) -> Iterator[Any]:

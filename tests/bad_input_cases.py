@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from cli_runner import picture
 from PIL import Image
 
@@ -87,7 +88,7 @@ TABLE = (
     Row(
         "",
         "train --dataset imagenet",
-        "unknown data set 'imagenet': choose one of cifar10, folder, mnist, shapes",
+        "unknown data set 'imagenet': choose one of cifar10, folder, lmdb, mnist, shapes",
     ),
     Row(
         "a folder of photos, but no `--dataset`",
@@ -190,6 +191,44 @@ TABLE = (
         "reconstruct photo.png --out photo.png",
         "cannot make the folder photo.png: File exists",
     ),
+    Row(
+        "",
+        "reconstruct photo.png --tile",
+        "--tile is for models of one image size, but single-layer takes images of any size as they "
+        "are: omit --tile",
+    ),
+    # --- codes
+    Row(
+        "",
+        "encode photo.png --out codes.txt",
+        "--out codes.txt: give it a name that ends in .npy, .npz, .csv",
+    ),
+    Row(
+        "images of two sizes",
+        "encode photo.png small.png --out codes.npy",
+        "small.png has 5x6 pixels, photo.png 10x12: codes of different sizes do not fit one array; "
+        "add --pooled or --size PIXELS",
+        prepare=lambda: picture(Path("small.png"), 6, 5, 3),
+    ),
+    Row(
+        "an array of pickled objects",
+        "decode codes.npy",
+        "codes.npy is damaged or no .npy file of numbers: make it again with `cae-raw encode`",
+        prepare=lambda: np.save("codes.npy", np.array([{}]), allow_pickle=True),
+    ),
+    Row(
+        "codes of another model",
+        "decode codes.npy",
+        "codes.npy holds codes of 1568, but those of the model single-layer are ...xHxW: name the "
+        "model that made them with --run or --checkpoint",
+        prepare=lambda: np.save("codes.npy", np.zeros((1, 1568), np.float32)),
+    ),
+    Row(
+        "a code that is not a number",
+        "decode codes.npy",
+        "codes.npy: code 0 (from 0) is not finite in float32",
+        prepare=lambda: np.save("codes.npy", np.full((1, 1568), np.nan)),
+    ),
 )
 
 # More of the same kind, which the README does not list.
@@ -223,7 +262,11 @@ MORE = (
     Row("", "train --optimizer sgd --eps 1", "--eps needs --optimizer adam ..."),
     Row("", "train --l2-decoder", "--l2-decoder needs --l2-penalty to have an effect: ..."),
     Row("", "train --lr-decay-factor 0.5", "--lr-decay-factor needs --lr-decay-epochs ..."),
-    Row("", "train --size 8", "--size needs --dataset folder to have an effect: ..."),
+    Row(
+        "",
+        "train --size 8",
+        "--size needs --dataset folder (or lmdb --resize) to have an effect: ...",
+    ),
     Row("", "train --optimizer ''", "unknown optimizer '': choose one of adam, sgd"),
     Row("", "train --model deeper", "unknown model 'deeper': choose one of ..."),
     Row("", "train --dataset ''", "unknown data set '': choose one of ..."),
@@ -278,7 +321,20 @@ MORE = (
     Row("", f"evaluate {RUN}/best.safetensors", f"{RUN}/best.safetensors is a file: name the ..."),
     Row("", f"evaluate {RUN} --data-dir .", "shapes are drawn, not read from --data-dir: ..."),
     Row("", f"evaluate {RUN} {RUN}", "Got unexpected extra argument...; see `cae-raw evaluate ..."),
-    Row("", "reconstruct", "Missing argument 'IMAGE'; see `cae-raw reconstruct --help`"),
+    Row("", "reconstruct", "name image files, or take those of a data set with --dataset or ..."),
+    Row("", "reconstruct --count 0", "--count must be from 1 to 2147483647, not 0"),
+    Row("", "reconstruct --count 1 --split all", "unknown split 'all': choose one of test, ..."),
+    Row("", "reconstruct photo.png --split test", "--split needs --dataset or --count to have ..."),
+    Row("", "encode photo.png", "Missing option '--out'; see `cae-raw encode --help`"),
+    Row("", "encode --out c.npy", "name image files or folders, or else a data set with --dataset"),
+    Row("", "encode photo.png --out no/c.npz", "cannot write no/c.npz: No such file or directory"),
+    Row("", "encode photo.png --out c.npy --size 0", "--size must be from 1 to 2048, not 0"),
+    Row("", "encode photo.png --out c.csv", "codes of 2x14x12 do not fit a .csv: add --pooled..."),
+    Row("", "decode", "Missing argument 'CODES'; see `cae-raw decode --help`"),
+    Row("", "decode no.npy", "cannot read no.npy: No such file or directory"),
+    Row("", "decode photo.png", "photo.png: codes are read from files that end in .npy or .npz"),
+    Row("", "info --model deep --size 8", "images of 8x8 are too small for the model deep, ..."),
+    Row("", "info --filters 8", "--filters needs --model to have an effect: add that, or omit ..."),
     Row("", "reconstruct ''", "Invalid value for 'IMAGE': a path cannot be empty; ..."),
     Row("", "reconstruct photo.png --out ''", "Invalid value for '--out': a path cannot be ..."),
     Row("", "reconstruct photo.png --run ''", "Invalid value for '--run': a path cannot be ..."),

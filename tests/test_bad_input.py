@@ -57,7 +57,7 @@ def complete(words: str) -> list[str]:
     first, *rest = shlex.split(words) or [""]
     if first == "train":  # later options win, so the row's own come last
         return [*TRAIN, *rest]
-    if first in ("evaluate", "reconstruct") and "--threads" not in words:
+    if first in ("evaluate", "reconstruct", "encode", "decode") and "--threads" not in words:
         return [first, "--device", "cpu", *rest]
     return [first, *rest]
 

@@ -82,6 +82,9 @@ def test_examples_in_the_help_work(here: Here) -> None:
     for i in range(12):
         picture(Path(f"photos/{i}.png"), 8, 8, 3, seed=i)
     picture(Path("photo.jpg"), 8, 8, 3)
+    for name in ("train", "val"):
+        made = here("data", "convert", "photos", f"{name}.lmdb", "--size", "16")
+        assert made.status == 0, made.err
     quick = ["--device", "cpu"]
     assert here("train", "--epochs", "1", *quick).status == 0  # the run that examples name
     for name in ("train", "evaluate", "reconstruct"):

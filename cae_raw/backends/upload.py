@@ -5,7 +5,7 @@
     computing  work on k ............    work on k+1 .........
 
 A copy from ordinary memory makes the host wait; one from pinned memory runs beside the kernels. The
-device buffers are allocated once and go round: a copy into one waits for an event that says that the
+device buffers are allocated once and go round: a copy into one waits for an event that says that
 work on its last batch is done, so nothing depends on when a memory pool hands memory out again.
 """
 

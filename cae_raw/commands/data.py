@@ -25,14 +25,22 @@ def load_data(config: TrainConfig, data_dir: Path | None, out: TextIO) -> Datase
         )
     if data_dir is None and config.data_dir is not None:
         data_dir = Path(config.data_dir)
-    options = DataOptions(data_dir=data_dir, size=config.size, progress=_Announcer(out).tell)
+    size = config.size
+    options = DataOptions(
+        data_dir=data_dir,
+        size=size,
+        validation_dir=Path(config.val) if config.val else None,
+        channel_order=config.channel_order,
+        resize=(size, size) if config.resize and size else None,
+        progress=Announcer(out).tell,
+    )
     dataset = load_dataset(config.dataset, options)
     if config.limit_train is None:
         return dataset
     return replace(dataset, train=dataset.train.limit(config.limit_train))
 
 
-class _Announcer:
+class Announcer:
     """Prints how far a slow step is: on a terminal over one line, elsewhere a line now and then."""
 
     def __init__(self, out: TextIO) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from math import inf
 
 from cae_raw.errors import InputError, unknown_name
+from cae_raw.models import DEEP_MODELS
 from cae_raw.training.config import TrainConfig
 
 # Far beyond what is useful, but below what exhausts a machine before it can say so.
 LARGEST = {
     "size": 2048,
     "filters": 65536,
+    "code_size": 65536,
     "batch_size": 2**31 - 1,
     "epochs": 2**31 - 1,
     "lr_decay_epochs": 2**31 - 1,
@@ -61,7 +63,15 @@ def _refuse_without_effect(config: TrainConfig) -> None:
     """An option that would change nothing but the run's name is a misunderstanding."""
     default = TrainConfig()
     needs = {
-        "size": (config.dataset == "folder", "--dataset folder"),
+        "size": (
+            config.dataset == "folder" or (config.dataset == "lmdb" and config.resize),
+            "--dataset folder (or lmdb --resize)",
+        ),
+        "val": (config.dataset == "lmdb", "--dataset lmdb"),
+        "channel_order": (config.dataset == "lmdb", "--dataset lmdb"),
+        "resize": (config.dataset == "lmdb" and config.size is not None, "--dataset lmdb --size"),
+        "filters": (config.model == "single-layer", "--model single-layer"),
+        "code_size": (config.model in DEEP_MODELS, "--model deep or deep-same"),
         "momentum": (config.optimizer == "sgd", "--optimizer sgd"),
         "betas": (config.optimizer == "adam", "--optimizer adam"),
         "eps": (config.optimizer == "adam", "--optimizer adam"),

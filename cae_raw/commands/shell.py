@@ -1,7 +1,7 @@
 """What the shell sees of a command: one line per error, on stderr, and the exit status.
 
-0: done. 1: some of the files could not be used, the others were; or a check failed. 2: an input or an
-option is at fault. 130, 143: stopped by Ctrl-C, by SIGTERM.
+0: done. 1: some of the files could not be used, the others were; or a check failed. 2: an input or
+an option is at fault. 130, 143: stopped by Ctrl-C, by SIGTERM.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from cae_raw.commands.data import load_data
 from cae_raw.commands.options import check_options
 from cae_raw.data.base import Dataset
 from cae_raw.errors import InputError
+from cae_raw.models.summary import summarize
 from cae_raw.training.config import TrainConfig
 from cae_raw.training.progress import BarReporter, LineReporter
 from cae_raw.training.run_dir import RunDir
@@ -41,19 +42,21 @@ def train(
             run.clear()
         _describe(config, dataset, run, backend.name, out)
         session = RunSession(config, dataset, run, backend=backend, threads=threads)
+        for line in summarize(session.trainer.model, dataset.train.image_shape).lines():
+            print(line, file=out)
         state = session.trainer.state
         if session.resumed and state.epoch >= epochs:
             print(
-                f"this run has finished {state.epoch} epochs, best validation half_mse "
+                f"this run has finished {_count(state.epoch, 'epoch')}, best validation half_mse "
                 f"{state.best:.6f} in epoch {state.best_epoch}; a larger --epochs trains on, "
                 "--restart begins anew",
                 file=out,
             )
         elif session.resumed:
-            place = f" and {state.batch} batches" if state.batch else ""
-            print(f"resuming after {state.epoch} epochs{place}", file=out)
+            batches = f" and {_count(state.batch, 'batch', 'es')}" if state.batch else ""
+            print(f"resuming after {_count(state.epoch, 'epoch')}{batches}", file=out)
         outcome = session.train(epochs, _reporter(out), save_every_seconds)
-    _say_what_next(outcome, out)
+    _say_what_next(outcome, data_dir if config.data_dir is None else None, out)
     return outcome
 
 
@@ -80,6 +83,10 @@ def _describe(config: TrainConfig, dataset: Dataset, run: RunDir, device: str, o
     print(f"run: {run.path}", file=out, flush=True)
 
 
+def _count(number: int, what: str, plural: str = "s") -> str:
+    return f"{number} {what}{'' if number == 1 else plural}"
+
+
 def _reporter(out: TextIO) -> Reporter:
     if not out.isatty():
         return LineReporter(out)
@@ -88,7 +95,8 @@ def _reporter(out: TextIO) -> Reporter:
     return BarReporter(Console(file=out))
 
 
-def _say_what_next(outcome: Outcome, out: TextIO) -> None:
+def _say_what_next(outcome: Outcome, data_dir: Path | None, out: TextIO) -> None:
+    """What to type next; with `data_dir`, where that is not in the run's configuration."""
     run = outcome.run
     if outcome.signal is not None:
         again = ["cae-raw", *(word for word in sys.argv[1:] if word != "--restart")]
@@ -106,13 +114,13 @@ def _say_what_next(outcome: Outcome, out: TextIO) -> None:
             f"PSNR {figures.psnr:.2f} dB (best checkpoint, epoch {outcome.state.best_epoch})",
             file=out,
         )
-    where = shlex.quote(str(run.path))
+    found = [] if data_dir is None else ["--data-dir", str(data_dir)]
     print(
         f"the run is in {run.path}\n"
         f"look at {run.reconstructions}\n"
         "next:\n"
-        f"  cae-raw evaluate {where}\n"
-        f"  cae-raw reconstruct --run {where} IMAGE.png",
+        f"  {shlex.join(['cae-raw', 'evaluate', str(run.path), *found])}\n"
+        f"  {shlex.join(['cae-raw', 'reconstruct', '--run', str(run.path), 'IMAGE.png'])}",
         file=out,
         flush=True,
     )
