@@ -32,7 +32,7 @@ def key(i: int) -> bytes:
 def write(path: Path, items: Iterable[tuple[bytes, bytes]], **options: Any) -> Path:
     """An LMDB of these records at `path`: a folder, or a file with subdir=False."""
     with (
-        lmdb.open(str(path), map_size=1 << 28, sync=False, **options) as env,
+        lmdb.open(str(path), map_size=1 << 30, sync=False, **options) as env,
         env.begin(write=True) as transaction,
     ):
         for name, value in items:

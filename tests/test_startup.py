@@ -8,7 +8,10 @@ import sys
 import pytest
 from cli_runner import ROOT
 
-HEAVY = ("numpy", "PIL", "cupy", "safetensors", "threadpoolctl", "pooch", "filelock", "rich")
+HEAVY = (
+    *("numpy", "PIL", "cupy", "safetensors", "threadpoolctl", "pooch", "filelock", "rich"),
+    *("lmdb", "google"),
+)
 REPORT = """
 import sys
 from cae_raw.app import main
@@ -35,7 +38,14 @@ def loaded(*words: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "words",
-    [("--help",), ("--version",), ("train", "--help"), ("train", "--nonsense"), ("reconstruct",)],
+    [
+        ("--help",),
+        ("--version",),
+        ("train", "--help"),
+        ("train", "--nonsense"),
+        ("reconstruct",),
+        ("data", "convert", "--help"),
+    ],
     ids=" ".join,
 )
 def test_nothing_heavy_is_loaded(words: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from cae_raw.data import datum
+from cae_raw.data.image_file import silence_pillow
 from cae_raw.data.lmdb_pages import HEADER, Ints, LmdbFile, Places
 from cae_raw.errors import InputError
 
@@ -51,7 +52,7 @@ class DatumReader:
         if resize is not None and min(resize) < 1:
             raise InputError(f"images cannot be resized to {resize[0]}x{resize[1]}")
         self.path, self.channel_order, self.resize = path, channel_order, resize
-        self.file = LmdbFile(path, progress=progress)
+        self.file, self._quiet = LmdbFile(path, progress=progress), False
         if not len(self.file):
             raise InputError(f"{path} is an LMDB without records: nothing can be read from it")
         self.image_shape: datum.Shape = (0, 0, 0)  # anything, for the first record
@@ -86,6 +87,8 @@ class DatumReader:
         All of the usual size are copied as if they had the usual layout, the pixels of
         `image_shape` behind `plain_prefix`. Those that turn out to be different are then parsed.
         """
+        if not out.flags.c_contiguous:
+            raise ValueError("images are read into C-contiguous arrays")
         shortest = len(self._prefix) + prod(self.image_shape)
         usual = (places.size >= shortest) & (places.size <= shortest + MAX_TAIL)
         if usual.all():
@@ -183,6 +186,9 @@ class DatumReader:
 
     def _pixels(self, index: int, value: bytes) -> NDArray[np.uint8]:
         """The slow way, for any record: parse, decode, compare, resize."""
+        if not self._quiet:
+            silence_pillow()
+            self._quiet = True
         try:
             pixels = decode(value, self.channel_order)
         except InputError as error:
@@ -216,12 +222,7 @@ def decode(value: bytes, channel_order: str = "bgr") -> NDArray[np.uint8]:
     Raises:
         InputError: if it is no Datum or holds no image; the line begins with a verb.
     """
-    message = datum.parse(value)
-    if message.encoded:
-        from cae_raw.data.image_file import silence_pillow
-
-        silence_pillow()
-    return datum.to_pixels(message, channel_order)
+    return datum.to_pixels(datum.parse(value), channel_order)
 
 
 def resized(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

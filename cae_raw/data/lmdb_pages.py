@@ -19,47 +19,31 @@ is reported. What a reader cannot survive is a program that truncates the file i
 
 from __future__ import annotations
 
-import glob
 import mmap
 import os
 import struct
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cae_raw.data.local import looks_like, reason
+from cae_raw.data.lmdb_meta import META_BYTES, Meta, damaged, find_database, parse_meta
+from cae_raw.data.local import reason
 from cae_raw.errors import InputError
-from cae_raw.files import TEMPORARY
 
-MAGIC, VERSION = 0xBEEFC0DE, 1
 NO_PAGE = 2**64 - 1
 HEADER, NODE = 16, 8  # bytes before a page's contents, before a node's key
-BRANCH, LEAF, OVERFLOW, META = 1, 2, 4, 8  # kinds of page
+BRANCH, LEAF = 1, 2  # kinds of page
 BIG, SUBDATA, DUPDATA = 1, 2, 4  # kinds of node in a leaf
-DUPSORT = 4  # a database with several values per key
-MAX_DEPTH = 32  # liblmdb's own bound
-META_BYTES = 152
 MAPPED_BYTES = 256 << 20  # of the map; when more were looked at, all are given back
 
 Ints = NDArray[np.int64]
 Damage = Callable[[str], None]
-
-
-class Meta(NamedTuple):
-    """What a meta page says about the database."""
-
-    page_size: int
-    depth: int
-    leaf_pages: int
-    entries: int
-    root: int
-    last_page: int
-    transaction: int
 
 
 class Places(NamedTuple):
@@ -103,7 +87,7 @@ class LmdbFile:
         damage: Damage | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.path, self.file = path, _find(path)
+        self.path, self.file = path, find_database(path)
         try:
             descriptor = os.open(self.file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
@@ -202,7 +186,8 @@ class LmdbFile:
     def want(self, begin: int, end: int) -> None:
         """Have the system fetch a part of the file that will soon be looked at."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)
+            with suppress(OSError):
+                os.posix_fadvise(self._descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)
 
     def read_into(self, buffer: NDArray[np.uint8], offset: int) -> None:
         """Fill a contiguous buffer from the file, without the map."""
@@ -233,9 +218,7 @@ class LmdbFile:
 
     def damaged(self, what: str) -> InputError:
         """The error for a file that contradicts itself."""
-        return InputError(
-            f"{self.file} is damaged: {what}; make it again, or replace it by an intact copy"
-        )
+        return damaged(self.file, what)
 
     def _read_meta(self) -> Meta:
         first = self._meta_at(0)
@@ -243,29 +226,9 @@ class LmdbFile:
         return max(first, second, key=lambda meta: meta.transaction)
 
     def _meta_at(self, offset: int) -> Meta:
-        if self.size < offset + META_BYTES:
-            hint = " (it is empty)" if not self.size else ""
-            raise InputError(f"{self.file} is not an LMDB, or the beginning of one only{hint}")
-        data = np.empty(META_BYTES, np.uint8)
+        data = np.empty(max(0, min(META_BYTES, self.size - offset)), np.uint8)
         self.read_into(data, offset)
-        raw = data.tobytes()
-        (flags,) = struct.unpack_from("<H", raw, 10)
-        magic, version = struct.unpack_from("<II", raw, 16)
-        if magic != MAGIC or not flags & META:
-            raise InputError(f"{self.file} {_what_else(raw)}")
-        if version != VERSION:
-            raise InputError(
-                f"{self.file} has LMDB data version {version}, but {VERSION} is read here: "
-                "copy it with the tools of LMDB 0.9"
-            )
-        (page_size,) = struct.unpack_from("<I", raw, 40)
-        flags, depth, _, leaf_pages, _, entries, root = struct.unpack_from("<HHQQQQQ", raw, 92)
-        last_page, transaction = struct.unpack_from("<QQ", raw, 136)
-        if not 256 <= page_size <= 32768 or page_size & (page_size - 1) or depth > MAX_DEPTH:
-            raise self.damaged("its first pages contradict themselves")
-        if flags & DUPSORT:
-            raise InputError(f"{self.file} keeps several values per key, which Caffe's do not")
-        return Meta(page_size, depth, leaf_pages, entries, root, last_page, transaction)
+        return parse_meta(self.file, data.tobytes())
 
     def _pages(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
         """Pages by their numbers: uint8 (n, page size)."""
@@ -335,8 +298,7 @@ class LmdbFile:
             raise self.damaged(f"page {first} lies outside the file")
 
     def _leaves_of(self, ranges: Sequence[tuple[int, int]]) -> tuple[list[int], Ints]:
-        """Leaf pages that hold these records, and the positions of the records among all of
-        the nodes of these pages."""
+        """Leaf pages that hold these records, and the records' positions among all their nodes."""
         starts, stops = np.array(ranges, np.int64).T
         if not (starts.min() >= 0 and (starts < stops).all() and stops.max() <= len(self)):
             raise IndexError(f"records {ranges} of {len(self)}")
@@ -367,7 +329,7 @@ class LmdbFile:
         page = np.repeat(np.arange(len(pages)), count)
         first = np.cumsum(count) - count
         at = halves[page, np.arange(len(page)) - first[page] + HEADER // 2].astype(np.int64)
-        if ((at < lower[page]) | (at > size - NODE)).any():
+        if ((at < lower[page]) | (at > size - NODE) | (at & 1 == 1)).any():
             raise self.damaged("a page points outside itself")
         head = halves[page[:, None], (at >> 1)[:, None] + _FOUR].view("<u8")[:, 0]
         key_size = (head >> np.uint64(48)).astype(np.int64)
@@ -391,11 +353,11 @@ class LmdbFile:
         offset = start + np.array(pages, np.int64)[page] * page_size
         if big.any():
             first = data.reshape(-1)[(page * page_size + start)[big, None] + _EIGHT]
-            numbers = first.view("<i8")[:, 0]
+            numbers = first.view("<u8")[:, 0]
+            self._require_pages(int(numbers.max()), 1)
+            numbers = numbers.astype(np.int64)
             ends = numbers + (size[big] + (HEADER - 1 + page_size)) // page_size
-            if int(numbers.min()) < 0 or int(ends.max()) > self.size // page_size:
-                self._require_pages(int(numbers.min()) & NO_PAGE, 1)
-                self._require_pages(int(ends.max()) & NO_PAGE, 0)
+            self._require_pages(int(ends.max()), 0)
             offset[big] = numbers * page_size + HEADER
         return Places(offset, size, big), count
 
@@ -418,39 +380,3 @@ class _Nodes(NamedTuple):
     head: Ints
     key_size: Ints
     per_page: Ints
-
-
-def _find(path: Path) -> Path:
-    """The file of the database that `path` names."""
-    if path.name.endswith(TEMPORARY) or path.parent.name.endswith(TEMPORARY):
-        raise InputError(
-            f"{path} is being written by cae-raw data convert, or was left by one that was "
-            "killed: wait for it to end, then use the database under its final name"
-        )
-    try:
-        file = path / "data.mdb" if path.is_dir() else path
-        file.stat()
-    except FileNotFoundError:
-        if path.is_dir():
-            raise InputError(
-                f"{path} is a folder without data.mdb: name the folder of an LMDB"
-            ) from None
-        under_way = any(path.parent.glob(f".{glob.escape(path.name)}.*{TEMPORARY}"))
-        raise InputError(
-            f"there is no {path}"
-            + (": cae-raw data convert has not finished it" if under_way else "")
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {reason(error)}") from None
-    if not file.is_file():
-        raise InputError(f"{file} is not a regular file: name an LMDB")
-    return file
-
-
-def _what_else(raw: bytes) -> str:
-    """What a file is that does not begin as an LMDB of this kind."""
-    if raw[16:20] == struct.pack(">I", MAGIC):
-        return "was written by a machine of the other byte order: write it anew on this one"
-    if raw[12:16] == struct.pack("<I", MAGIC):
-        return "was written by a 32-bit machine: write it anew on a 64-bit one"
-    return f"is not an LMDB{looks_like(raw)}"

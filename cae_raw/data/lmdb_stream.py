@@ -198,10 +198,11 @@ class LmdbSplit:
     def _gather(self, located: Future[_Located], first: int, rows: Batch) -> None:
         numbers, places, _ = located.result()
         part = slice(first, first + len(rows))
-        self._reader.gather(numbers[part], places.at(part), rows)
-        # What was read is sound if nobody has written since: asked after reading, before use.
-        if self._reader.file.overtaken():
-            self._reader.file.check_unchanged()
+        try:
+            self._reader.gather(numbers[part], places.at(part), rows)
+        finally:  # what was read, or refused, is sound if nobody has written since
+            if self._reader.file.overtaken():
+                self._reader.file.check_unchanged()
 
 
 class _Located(NamedTuple):

@@ -172,7 +172,7 @@ class Trainer:
         for images, indices in batches:
             total = self.engine.step(images, indices)
             with np.errstate(over="ignore", invalid="ignore"):  # `_finite` tells it better
-                self.optimizer.step(self.engine.gradients)
+                self.optimizer.step(self.engine.gradients, self.engine.in_order)
             error = float(self.model.backend.to_numpy(total)[0])
             half_mse = self._finite(error / (2 * len(indices) * elements))
             state.batch += 1
