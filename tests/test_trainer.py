@@ -152,9 +152,9 @@ def test_learning_rate_decays(
     moved = []
     step = optimizer.step
 
-    def spy(gradients: np.ndarray) -> None:
+    def spy(gradients: np.ndarray, *rest: Any) -> None:
         before = model.parameters.copy()
-        step(gradients)
+        step(gradients, *rest)
         i = int(np.argmax(np.abs(gradients)))
         moved.append((before[i] - model.parameters[i]) / gradients[i])
 
