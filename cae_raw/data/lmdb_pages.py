@@ -40,6 +40,7 @@ NO_PAGE = 2**64 - 1
 HEADER, NODE = 16, 8  # bytes before a page's contents, before a node's key
 BRANCH, LEAF = 1, 2  # kinds of page
 BIG, SUBDATA, DUPDATA = 1, 2, 4  # kinds of node in a leaf
+MAPPED_AROUND = 1 << 20  # how far Linux may map around a byte that is looked at
 MAPPED_BYTES = 256 << 20  # of the map; when more were looked at, all are given back
 
 Ints = NDArray[np.int64]
@@ -176,11 +177,13 @@ class LmdbFile:
         """Parts of `bytes`, of which so many were looked at, are no longer needed."""
         for begin, end in ranges:
             self._give_back(begin, end)
-        self._taken = max(0, self._taken - count)
+        # A part is always left: what the system mapped beside the ranges, unasked, adds up.
+        self._taken -= count * 3 // 4
 
     def _give_back(self, begin: int, end: int) -> None:
         if hasattr(mmap, "MADV_DONTNEED"):
-            begin -= begin % mmap.PAGESIZE
+            begin -= begin % MAPPED_AROUND
+            end = min(end + -end % MAPPED_AROUND, self.size)
             self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
     def want(self, begin: int, end: int) -> None:
