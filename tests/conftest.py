@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from training_cases import make_dataset
 
+from cae_raw.backends import Backend, choose_backend, probe
 from cae_raw.data import Dataset
 from cae_raw.models import Autoencoder, single_layer
 
@@ -27,6 +29,24 @@ def dataset() -> Dataset:
 def model(rng: np.random.Generator) -> Autoencoder:
     """A single-layer model with 2 filters for gray images."""
     return single_layer(1, 2, rng)
+
+
+@pytest.fixture(params=["emulator", "gpu"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    """What `--device cuda` chooses: the emulator in CuPy's place, or the real GPU."""
+    import emulator  # not at the top: the last line of a session asks whether kernels were imported
+    from kernel_checks import gpu
+
+    monkeypatch.setattr(probe, "_opened", {})
+    if request.param == "gpu":
+        if isinstance(gpu(), str):
+            pytest.skip(f"no GPU: {gpu()}")
+        yield choose_backend("cuda")
+        return
+    if emulator.available() is not None:
+        pytest.skip(f"no emulator: {emulator.available()}")
+    with emulator.installed(emulator.emulated_cupy()):
+        yield choose_backend("cuda")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

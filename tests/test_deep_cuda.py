@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import emulator
 import numpy as np
 import pytest
 from deep_cases import random_images, small_deep
-from kernel_checks import gpu
 
-from cae_raw.backends import Backend, choose_backend, probe
+from cae_raw.backends import Backend
 from cae_raw.encode import Encoder
 from cae_raw.models import DEEP_MODELS
 from cae_raw.models.masks import centre_masks, masks_of, repeat_masks
 from cae_raw.tiles import tiled_blocks
-
-
-@pytest.fixture(params=["emulator", "gpu"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    monkeypatch.setattr(probe, "_opened", {})
-    if request.param == "gpu":
-        if isinstance(gpu(), str):
-            pytest.skip(f"no GPU: {gpu()}")
-        yield choose_backend("cuda")
-        return
-    if emulator.available() is not None:
-        pytest.skip(f"no emulator: {emulator.available()}")
-    with emulator.installed(emulator.emulated_cupy()):
-        yield choose_backend("cuda")
 
 
 @pytest.mark.parametrize("name", DEEP_MODELS)

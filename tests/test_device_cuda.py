@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import emulator
 import numpy as np
 import pytest
-from kernel_checks import gpu
 
 from cae_raw.app import app
 from cae_raw.backends import NUMPY, Backend, choose_backend, probe
@@ -25,21 +22,6 @@ from cae_raw.training.config import TrainConfig
 from cae_raw.training.engine import Engine
 
 BATCH = 8
-
-
-@pytest.fixture(params=["emulator", "gpu"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """What `--device cuda` chooses: the emulator in CuPy's place, or the real GPU."""
-    monkeypatch.setattr(probe, "_opened", {})
-    if request.param == "gpu":
-        if isinstance(gpu(), str):
-            pytest.skip(f"no GPU: {gpu()}")
-        yield choose_backend("cuda")
-        return
-    if emulator.available() is not None:
-        pytest.skip(f"no emulator: {emulator.available()}")
-    with emulator.installed(emulator.emulated_cupy()):
-        yield choose_backend("cuda")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from cae_raw.commands.data import Announcer
 from cae_raw.commands.model_choice import choose_model, likely_channels
 from cae_raw.commands.options import check_threads
 from cae_raw.commands.shell import one_line, say_error
-from cae_raw.commands.split_choice import check_size, check_split_options, choose_dataset
+from cae_raw.commands.split_choice import check_split_options, choose_dataset
 from cae_raw.data.access import find_split, in_order
 from cae_raw.data.base import Images
 from cae_raw.encode import Codes, Encoder
@@ -76,7 +76,6 @@ def encode(
         if value is not None and dataset is None:
             raise InputError(f"{option} needs --dataset to have an effect: add that, or omit it")
     check_split_options(dataset, split or "test", size)
-    check_size(size)
     if out.suffix not in WRITERS:
         raise InputError(f"--out {out}: give it a name that ends in {', '.join(WRITERS)}")
     backend = choose_backend(device)

@@ -94,7 +94,8 @@ class Engine:
             self.gradients = self._staged.gradients
         else:
             self._buffers = [self._new_gradients() for _ in range(self.in_flight)]
-            self._sum, _ = self._new_gradients()
+            # Only chunks are summed, and on a GPU a batch is one piece.
+            self._sum = self._new_gradients()[0] if self.on_cpu else self._buffers[0][0]
             self.gradients = self._sum
         self._stack, self._depth = ExitStack(), 0
 
