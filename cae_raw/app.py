@@ -142,6 +142,14 @@ def train_command(
     limit_train: Annotated[
         int | None, typer.Option(metavar="N", help="Use the first N training images only.")
     ] = None,
+    no_cache: Annotated[
+        bool,
+        typer.Option(
+            "--no-cache",
+            help="For --dataset folder: decode all images into memory, at every start.  "
+            "[default: decode them once, into a database beside the runs]",
+        ),
+    ] = False,
     save_every_seconds: Annotated[
         float, typer.Option(metavar="X", help="Time between checkpoints inside an epoch.")
     ] = 60.0,
@@ -199,6 +207,7 @@ def train_command(
         device=device,
         threads=threads,
         save_every_seconds=save_every_seconds,
+        cache=not no_cache,
         out=sys.stderr if as_json else sys.stdout,
     )
     if as_json:

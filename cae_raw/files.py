@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -57,6 +58,11 @@ def remove_leftovers(folder: Path) -> None:
     for leftover in folder.glob(f".*{TEMPORARY}"):
         with suppress(OSError):
             leftover.unlink()
+
+
+def plain_name(path: str | Path) -> str:
+    """The last part of a path, as part of the name of another folder."""
+    return re.sub(r"[^\w.-]", "-", Path(path).name) or "root"
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import platform
+import re
+import sys
 from importlib import metadata
 from pathlib import Path
 
 from cae_raw import __version__
 
-PACKAGES = ("numpy", "pillow", "safetensors", "typer")
+PACKAGES = (
+    *("numpy", "pillow", "safetensors", "typer"),
+    *("lmdb", "protobuf", "matplotlib", "tensorboardX"),
+)
 
 
 def describe(runs_dir: Path) -> dict[str, str]:
@@ -28,6 +33,26 @@ def describe(runs_dir: Path) -> dict[str, str]:
         "data": f"{cache_dir()} (downloads)",
         "runs": f"{runs_dir.resolve()}" + (f", newest {newest.path}" if newest else ", none yet"),
     }
+
+
+def peak_memory() -> int | None:
+    """The most memory, in bytes, that this process has held so far; None where it is not known.
+
+    Parts of files that are mapped into memory count as long as they are.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        return int(found[1]) * 1024 if found else None
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    # On Linux this would be the most of the process that started this one, where that is more.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def cpu_name() -> str:

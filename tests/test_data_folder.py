@@ -147,7 +147,10 @@ def test_progress_counts_to_the_end(tmp_path: Path) -> None:
     seen: list[tuple[str, int, int | None]] = []
     options = DataOptions(tmp_path, 4, progress=lambda *args: seen.append(args))
     load_dataset("folder", options)
-    assert seen == [("decoding images", i, 3) for i in (1, 2, 3)]
+    assert seen == [
+        ("looking for images", 3, None),
+        *(("decoding images", i, 3) for i in (1, 2, 3)),
+    ]
 
 
 def test_an_interrupt_stops_decoding(tmp_path: Path) -> None:

@@ -12,11 +12,32 @@ from cae_raw.data.base import Dataset
 from cae_raw.errors import InputError
 from cae_raw.training.config import TrainConfig
 
+CACHES = "cached-folders"  # in the runs' folder
 
-def load_data(config: TrainConfig, data_dir: Path | None, out: TextIO) -> Dataset:
+
+def cache_near(runs_dir: Path, run: Path | None, checkpoint: Path | None = None) -> Path | None:
+    """The folder of caches beside a run, or a checkpoint in one, or in `runs_dir`; None if none is.
+
+    A training makes it; other commands use it where it is there.
+    """
+    runs = [run] if run is not None else []
+    runs += [checkpoint.resolve().parent] if checkpoint is not None else []
+    folders = [*(path.resolve().parent.parent for path in runs), runs_dir]
+    return next((path / CACHES for path in folders if (path / CACHES).is_dir()), None)
+
+
+def load_data(
+    config: TrainConfig,
+    data_dir: Path | None,
+    out: TextIO,
+    cache_dir: Path | None = None,
+    *,
+    must_cache: bool = False,
+) -> Dataset:
     """The data set that `config` names, from `data_dir` or from where the configuration says.
 
-    Tells on `out` how far a download or a scan is, once it takes a while.
+    Tells on `out` how far a download or a scan is, once it takes a while. Images of a folder are
+    cached in `cache_dir`; where that fails they are read into memory, unless they must be cached.
     """
     if data_dir is not None and config.dataset == "shapes":  # it would be ignored without a word
         raise InputError(
@@ -32,9 +53,15 @@ def load_data(config: TrainConfig, data_dir: Path | None, out: TextIO) -> Datase
         validation_dir=Path(config.val) if config.val else None,
         channel_order=config.channel_order,
         resize=(size, size) if config.resize and size else None,
+        cache_dir=cache_dir,
         progress=Announcer(out).tell,
     )
-    dataset = load_dataset(config.dataset, options)
+    try:
+        dataset = load_dataset(config.dataset, options)
+    except InputError:
+        if must_cache or cache_dir is None or config.dataset != "folder":
+            raise
+        dataset = load_dataset(config.dataset, replace(options, cache_dir=None))
     if config.limit_train is None:
         return dataset
     return replace(dataset, train=dataset.train.limit(config.limit_train))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cae_raw.backends import choose_backend
 from cae_raw.codes_file import WRITERS, codes_writer, model_facts, names_path
-from cae_raw.commands.data import Announcer
+from cae_raw.commands.data import Announcer, cache_near
 from cae_raw.commands.model_choice import choose_model, likely_channels
 from cae_raw.commands.options import check_threads
 from cae_raw.commands.shell import one_line, say_error
@@ -91,7 +91,10 @@ def encode(
             pieces = _from_files(model, encoder, found, _image_size(model, size), given)
         else:
             part = split or "test"
-            chosen, _ = choose_dataset(dataset, data_dir, size, model_from, model, sys.stderr)
+            cache_dir = cache_near(runs_dir, run, checkpoint)
+            chosen, _ = choose_dataset(
+                dataset, data_dir, size, model_from, model, sys.stderr, cache_dir
+            )
             images = find_split(chosen, part)
             given = Input(f"{chosen.name}, {part}", len(images), True, chosen.class_names)
             pieces = _from_split(model, encoder, images, f"{chosen.name}/{part}", given)

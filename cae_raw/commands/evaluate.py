@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cae_raw.backends import choose_backend
-from cae_raw.commands.data import load_data
+from cae_raw.commands.data import cache_near, load_data
 from cae_raw.commands.options import check_threads
 from cae_raw.errors import unknown_name
 from cae_raw.training.config import TrainConfig
@@ -34,7 +34,7 @@ def evaluate(
     found = find_run(run, runs_dir)
     checkpoint = load_checkpoint(found.path)
     config = TrainConfig.from_json(checkpoint.config["train"])
-    dataset = load_data(config, data_dir, sys.stderr)
+    dataset = load_data(config, data_dir, sys.stderr, cache_near(runs_dir, found.path))
     check_same_data(checkpoint.config["data"], dataset, found.path)
     model = checkpoint.build_model()
     model.to(backend)

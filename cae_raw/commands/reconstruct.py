@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cae_raw.backends import choose_backend
+from cae_raw.commands.data import cache_near
 from cae_raw.commands.model_choice import choose_model, likely_channels
 from cae_raw.commands.options import check_threads
 from cae_raw.commands.shell import one_line, say_error
@@ -62,7 +63,10 @@ def reconstruct(
     _check_tile(model, tile)
     chosen, where = None, out or DEFAULT_OUT
     if from_dataset:
-        chosen, folder = choose_dataset(dataset, data_dir, size, model_from, model, sys.stderr)
+        cache_dir = cache_near(runs_dir, run, checkpoint)
+        chosen, folder = choose_dataset(
+            dataset, data_dir, size, model_from, model, sys.stderr, cache_dir
+        )
         _keep_inputs(where, folder)
     model.to(backend)
     print(f"model: {name}", file=say, flush=True)

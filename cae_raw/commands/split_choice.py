@@ -39,22 +39,29 @@ def choose_dataset(
     checkpoint: Checkpoint,
     model: Autoencoder,
     out: TextIO,
+    cache_dir: Path | None,
 ) -> tuple[Dataset, Path | None]:
     """The data set of this name; None, or the run's own name, takes it as the run had it.
 
     For `folder`, the images' size is that of the model where it has one and none is given; the
-    folder that the images lie in comes second, None for other data sets.
+    folder that the images lie in comes second, None for other data sets. Records of `lmdb` are
+    resized to `size` where that is given.
     """
     own = TrainConfig.from_json(checkpoint.config["train"])
     if name is None or name == own.dataset:
         config = replace(own, limit_train=None, size=size or own.size)
     else:
         config = TrainConfig(dataset=name, size=size)
-    if size is not None and config.dataset != "folder":
-        raise InputError("--size needs --dataset folder to have an effect: add that, or omit it")
+    if size is not None and config.dataset not in ("folder", "lmdb"):
+        raise InputError(
+            "--size needs --dataset folder or lmdb to have an effect: add one of them, or omit it"
+        )
+    if size is not None and config.dataset == "lmdb":
+        config = replace(config, resize=True)
     square = model.image_size is not None and len(set(model.image_size)) == 1
     if config.dataset == "folder" and config.size is None and square:
         assert model.image_size is not None
         config = replace(config, size=model.image_size[0])
     folder = data_dir or (Path(config.data_dir) if config.data_dir else None)
-    return load_data(config, data_dir, out), folder if config.dataset == "folder" else None
+    dataset = load_data(config, data_dir, out, cache_dir)
+    return dataset, folder if config.dataset == "folder" else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cae_raw.backends import choose_backend
-from cae_raw.commands.data import load_data
+from cae_raw.commands.data import CACHES, load_data
 from cae_raw.commands.options import check_options
 from cae_raw.data.base import Dataset
 from cae_raw.errors import InputError
@@ -29,12 +29,21 @@ def train(
     device: str,
     threads: int | None,
     save_every_seconds: float,
+    cache: bool = True,
     out: TextIO,
 ) -> Outcome:
     """Train the run that `config` names for `epochs` epochs in all; talk to `out`."""
     check_options(config, epochs, threads, save_every_seconds)
+    if not cache and config.dataset != "folder":
+        raise InputError(
+            "--no-cache needs --dataset folder to have an effect: add that, or omit --no-cache"
+        )
+    if config.size is not None:
+        config.check_images(config.size, config.size)  # before images are made that size
     backend = choose_backend(device)
-    dataset = load_data(config, data_dir, out)
+    cache_dir = runs_dir / CACHES if cache else None
+    dataset = load_data(config, data_dir, out, cache_dir, must_cache=True)
+    config.check_images(*dataset.train.image_shape[1:])
     run = RunDir(runs_dir / config.run_name())
     with run.locked():  # not before it is known that training can begin
         if restart:
@@ -114,6 +123,8 @@ def _say_what_next(outcome: Outcome, data_dir: Path | None, out: TextIO) -> None
             f"PSNR {figures.psnr:.2f} dB (best checkpoint, epoch {outcome.state.best_epoch})",
             file=out,
         )
+    if outcome.peak_memory_bytes is not None:
+        print(f"peak memory: {outcome.peak_memory_bytes / 2**20:,.0f} MiB", file=out)
     found = [] if data_dir is None else ["--data-dir", str(data_dir)]
     print(
         f"the run is in {run.path}\n"

@@ -50,5 +50,6 @@ def in_order(split: Images, batch_size: int, prefix: str) -> Iterator[Named]:
     all_labels, start = split.labels(), 0
     for images in split.in_order(batch_size):
         stop = start + len(images)
-        yield Named(images, split.names(start, stop), all_labels[start:stop])
+        labels = None if all_labels is None else all_labels[start:stop]
+        yield Named(images, split.names(start, stop), labels)
         start = stop

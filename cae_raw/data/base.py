@@ -27,11 +27,14 @@ class Split:
     images: uint8, shape (N, C, H, W), C-contiguous, values 0..255; may be read-only.
     labels: int64, shape (N,), or None when the data set has none.
     names: one name per image (file names for `folder`), or None.
+    in_blocks: shuffled as a database is, by blocks, so that a folder's images are trained on in
+        the same order from memory and from their cache.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64] | None
     names: tuple[str, ...] | None = None
+    in_blocks: bool = False
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
@@ -61,8 +64,7 @@ class Split:
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells these images from others: their number, shape, and a SHA-256 of the pixels."""
-        digest = hashlib.sha256(self.images.data).hexdigest()
-        return {"images": len(self), "shape": list(self.image_shape), "sha256": digest}
+        return pixels_fingerprint(self.images.shape, hashlib.sha256(self.images.data).hexdigest())
 
     def limit(self, n: int) -> Split:
         """The first n examples as views; all of them when there are fewer.
@@ -75,7 +77,14 @@ class Split:
             self.images[:n],
             None if self.labels is None else self.labels[:n],
             None if self.names is None else self.names[:n],
+            self.in_blocks,
         )
+
+
+def pixels_fingerprint(shape: tuple[int, ...], sha256: str) -> dict[str, Any]:
+    """A split's fingerprint from the shape (N, C, H, W) and the SHA-256 of all of its pixels."""
+    n, *image_shape = shape
+    return {"images": n, "shape": image_shape, "sha256": sha256}
 
 
 # Images in memory, or in a database that is read as it is needed.
@@ -103,6 +112,8 @@ class DataOptions:
     seed: draws `shapes` and splits `folder`. It is not the training seed, so that runs with
         different training seeds are compared on the same data.
     channels: `folder` only; 1 (gray) or 3 (RGB, the default).
+    cache_dir: `folder` only; where decoded images are kept and read from, None to keep them in
+        memory. The images, their splits and their order are the same.
     validation_dir: `lmdb` only; a second database, to validate on.
     channel_order: `lmdb` only; "bgr", as Caffe's tools store colours, or "rgb".
     resize: `lmdb` only; (height, width) for records of another size, None to refuse them.
@@ -112,6 +123,7 @@ class DataOptions:
     size: int | None = None
     seed: int = 0
     channels: int | None = None
+    cache_dir: Path | None = None
     validation_dir: Path | None = None
     channel_order: str = "bgr"
     resize: tuple[int, int] | None = None

@@ -151,7 +151,7 @@ def convert(
     except BrokenPipeError:  # whoever listened to the progress has gone
         raise
     except OSError as error:
-        raise InputError(f"cannot write {out}: {reason(error)}") from None
+        raise InputError(f"cannot write {out}: {reason(error)}") from error
     return result
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,8 +82,7 @@ class LmdbSplit:
         """Records start to stop of this split, 0 <= start <= stop <= len(self)."""
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"records {start} to {stop} of {len(self)}")
-        part = object.__new__(LmdbSplit)
-        part.path, part.threads, part._reader = self.path, self.threads, self._reader
+        part = copy(self)
         part._first, part._length = self._first + start, stop - start
         return part
 
@@ -103,8 +103,8 @@ class LmdbSplit:
         """The keys of records start to stop, as text."""
         return self._reader.names(self._first + start, self._first + stop)
 
-    def labels(self) -> NDArray[np.int64]:
-        """All labels, int64 (len(self),); this reads the whole database."""
+    def labels(self) -> NDArray[np.int64] | None:
+        """All labels, int64 (len(self),), if there are any; this reads all of the records."""
         end = self._first + len(self)
         parts = [
             self._reader.labels(start, min(start + BLOCK, end))
@@ -191,9 +191,8 @@ class LmdbSplit:
         if places.size.sum() <= FETCHED_BYTES:
             for begin, end in ranges:
                 file.want(begin, end)
-        numbers = np.concatenate([np.arange(*block) for block in window.blocks])
         order = window.order()
-        return _Located(numbers[order], places.at(order), ranges)
+        return _Located(window.numbers()[order], places.at(order), ranges)
 
     def _gather(self, located: Future[_Located], first: int, rows: Batch) -> None:
         numbers, places, _ = located.result()
@@ -247,11 +246,22 @@ class _Window(NamedTuple):
     length: int  # records
     key: tuple[int, int] | None
 
+    def numbers(self) -> Ints:
+        """The records of the blocks."""
+        return np.concatenate([np.arange(*block) for block in self.blocks])
+
     def order(self) -> Ints:
         """Positions among the records of the blocks, in the order in which they are handed out."""
         if self.key is None:
             return np.arange(self.length)
         return _permutation(self.length, *self.key)
+
+
+def streaming_order(n: int, seed: int, epoch: int) -> Ints:
+    """The order in which `LmdbSplit.shuffled` hands out n images, int64 (n,)."""
+    windows = _windows(0, n, (seed, epoch))
+    parts = [window.numbers()[window.order()] for window in windows]
+    return np.concatenate([np.empty(0, np.int64), *parts])
 
 
 def _windows(start: int, n: int, key: tuple[int, int] | None) -> list[_Window]:

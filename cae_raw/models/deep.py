@@ -50,8 +50,7 @@ def deep(
     """Build it for images of `size` (int or (height, width)), convolutions without padding.
 
     Raises:
-        InputError: if the size is too small for two poolings, the code is empty, or both are so
-            large that the weights would not fit a common machine.
+        InputError: see `check_size`.
     """
     return _build("deep", channels, size, code_size, rng, encoder_padding=0)
 
@@ -66,6 +65,53 @@ def deep_same(
     return _build("deep-same", channels, size, code_size, rng, encoder_padding=1)
 
 
+def check_size(name: str, height: int, width: int, code_size: int) -> None:
+    """Refuse what the model of this name cannot be built for, before anything is built.
+
+    Raises:
+        InputError: if images are too small for two poolings, the code is empty, or both are so
+            large that the weights would not fit a common machine. The nearest size that fits is
+            named; all between the smallest and the largest do.
+    """
+    if code_size < 1:
+        raise InputError(f"the code must have at least 1 number, not {code_size}")
+    smallest = 12 if name == "deep" else 4
+    if min(height, width) < smallest:
+        raise InputError(
+            f"images of {height}x{width} are too small for the model {name}, which pools them "
+            f"twice: the nearest size that fits is {max(height, smallest)}x{max(width, smallest)}"
+        )
+    weights = _linear_weights(name, height, width, code_size)
+    if weights > LARGEST:
+        raise InputError(
+            f"a code of {code_size} numbers for images of {height}x{width} takes {weights:,} "
+            f"weights, of which {LARGEST:,} are allowed: use "
+            f"{_advice(name, height, width, code_size, smallest)}"
+        )
+
+
+def _advice(name: str, height: int, width: int, code_size: int, smallest: int) -> str:
+    """What to do about too many weights: the largest images, and the longest code, that fit."""
+    longest = LARGEST // _linear_weights(name, height, width, 1)
+    ways = [f"a code of {longest}"] if longest else []
+    for side in range(max(height, width), 0, -1):  # of the same shape, as nearly as pixels allow
+        h, w = (max(smallest, length * side // max(height, width)) for length in (height, width))
+        if _linear_weights(name, h, w, code_size) <= LARGEST:
+            ways.append(f"images of {h}x{w}")
+            break
+    return " or ".join(ways) + ", the nearest that fit"
+
+
+def _linear_weights(name: str, height: int, width: int, code_size: int) -> int:
+    """Weights of the two linear layers."""
+    lost = 2 if name == "deep" else 0  # pixels per convolution
+
+    def pooled(length: int) -> int:
+        return ((length - 2 * lost) // 2 - lost) // 2
+
+    return 2 * 24 * pooled(height) * pooled(width) * code_size
+
+
 def _build(
     name: str,
     channels: int,
@@ -75,14 +121,7 @@ def _build(
     encoder_padding: int,
 ) -> Autoencoder:
     height, width = (size, size) if isinstance(size, int) else size
-    smallest = 12 if encoder_padding == 0 else 4
-    if min(height, width) < smallest:
-        raise InputError(
-            f"images of {height}x{width} are too small for the model {name}, which pools them "
-            f"twice: the smallest that fit are {smallest}x{smallest}"
-        )
-    if code_size < 1:
-        raise InputError(f"the code must have at least 1 number, not {code_size}")
+    check_size(name, height, width, code_size)
     rng = np.random.default_rng() if rng is None else rng
     decoder_padding = 2 - encoder_padding
 
@@ -104,11 +143,6 @@ def _build(
     for layer in encoder:
         shape = layer.output_shape(shape)
     features = int(np.prod(shape))
-    if 2 * features * code_size > LARGEST:
-        raise InputError(
-            f"a code of {code_size} numbers for images of {height}x{width} takes "
-            f"{2 * features * code_size:,} weights: use smaller images or a smaller --code-size"
-        )
     encoder += [Flatten(), Linear(features, code_size, rng=rng)]
     decoder = [
         Linear(code_size, features, rng=rng),

@@ -12,8 +12,10 @@ import numpy as np
 
 from cae_raw.data import DATASETS
 from cae_raw.errors import InputError, unknown_name
+from cae_raw.files import plain_name
 from cae_raw.layers.loss import LOSSES
 from cae_raw.models import DEEP_MODELS, MODELS, Autoencoder, build
+from cae_raw.models.deep import check_size
 from cae_raw.training.optimizers import OPTIMIZERS, SGD, Adam, Optimizer
 
 
@@ -86,6 +88,11 @@ class TrainConfig:
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in values.items() if k in known})
 
+    def check_images(self, height: int, width: int) -> None:
+        """Raise InputError where the model cannot be made for images of this size."""
+        if self.model in DEEP_MODELS:
+            check_size(self.model, height, width, self.code_size)
+
     def make_model(self, image_shape: tuple[int, int, int]) -> Autoencoder:
         """The model for images (C, H, W) with its initial weights, a function of the seed."""
         channels, height, width = image_shape
@@ -106,13 +113,13 @@ class TrainConfig:
         """`<model>/<dataset>_<optimizer>_lr=..._b=...`, then all that differs from the defaults."""
         dataset = self.dataset
         if self.data_dir is not None:
-            dataset += "-" + _file_name(self.data_dir)
+            dataset += "-" + plain_name(self.data_dir)
         parts = [dataset, self.optimizer, f"lr={self.lr:g}", f"b={self.batch_size}"]
         default = TrainConfig()
         for name, short in _SHORT.items():
             value = getattr(self, name)
             if name == "val" and value is not None:
-                value = _file_name(value)
+                value = plain_name(value)
             if value != getattr(default, name):
                 parts.append(f"{short}={_text(value)}")
         if self.comment:
@@ -139,11 +146,6 @@ _SHORT = {
     "seed": "seed",
     "limit_train": "n",
 }
-
-
-def _file_name(path: str) -> str:
-    """The last part of a path, as part of a folder's name."""
-    return re.sub(r"[^\w.-]", "-", Path(path).name) or "root"
 
 
 def _text(value: Any) -> str:

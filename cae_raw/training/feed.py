@@ -14,7 +14,7 @@ import numpy as np
 
 from cae_raw.backends import Backend
 from cae_raw.data.base import Images, Split
-from cae_raw.data.lmdb_stream import LmdbSplit
+from cae_raw.data.lmdb_stream import LmdbSplit, streaming_order
 from cae_raw.data.order import epoch_order
 
 Array = Any
@@ -42,7 +42,8 @@ class Feed:
             for images in self.backend.uploaded(batches):
                 yield images, np.arange(len(images))
             return
-        images, order = self._place(split), epoch_order(len(split), seed, epoch)
+        images = self._place(split)
+        order = (streaming_order if split.in_blocks else epoch_order)(len(split), seed, epoch)
         for first in range(start * batch_size, len(split), batch_size):
             yield images, order[first : first + batch_size]
 

@@ -18,6 +18,7 @@ from cae_raw.data.scaling import to_bytes
 from cae_raw.errors import InputError
 from cae_raw.figures import Figures
 from cae_raw.files import remove_leftovers
+from cae_raw.machine import peak_memory
 from cae_raw.models import Autoencoder
 from cae_raw.pictures.grid import reconstructions_grid
 from cae_raw.pictures.save import save_png
@@ -51,6 +52,7 @@ class Outcome:
     signal: int | None = None  # that stopped it, None when all epochs are done
     validation: Figures | None = None  # of the best checkpoint
     test: Figures | None = None
+    peak_memory_bytes: int | None = None  # of this process so far; None where it is not known
 
     def to_json(self) -> dict[str, Any]:
         state = self.state
@@ -64,6 +66,7 @@ class Outcome:
             "images_per_second": state.history[-1].images_per_second if state.history else None,
             "validation": self.validation.to_json() if self.validation else None,
             "test": self.test.to_json() if self.test else None,
+            "peak_memory_bytes": self.peak_memory_bytes,
         }
 
 
@@ -154,11 +157,14 @@ class RunSession:
                     if stop:
                         self._save_last()
                         done_here = trainer.state.epoch - before
-                        return Outcome(run, trainer.state, done_here, signal=stop[0])
+                        return Outcome(
+                            run, trainer.state, done_here, stop[0], peak_memory_bytes=peak_memory()
+                        )
                 validation, test = self._write_results()
         finally:
             reporter.end()
-        return Outcome(run, trainer.state, trainer.state.epoch - before, None, validation, test)
+        done_here = trainer.state.epoch - before
+        return Outcome(run, trainer.state, done_here, None, validation, test, peak_memory())
 
     def _checkpoint(self) -> Checkpoint:
         model, optimizer = self.trainer.model, self.trainer.optimizer
