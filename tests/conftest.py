@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_runner import Here, isolate
 from training_cases import make_dataset
 
 from cae_raw.backends import Backend, choose_backend, probe
@@ -17,6 +19,17 @@ from cae_raw.models import Autoencoder, single_layer
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20)
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Here:
+    """Runs commands in a new folder, which is the working directory."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    isolate(monkeypatch, folder)
+    return Here(capsys)
 
 
 @pytest.fixture

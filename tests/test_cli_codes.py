@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_runner import TRAIN, Here, isolate, picture
+from cli_runner import TRAIN, Here, picture
 from deep_cases import CODE, SIZE, save_model, small_deep
 
 from cae_raw import encode as encode_library
@@ -34,18 +34,13 @@ NARROW = ("--checkpoint", "narrow.safetensors")
 
 
 @pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Here:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    isolate(monkeypatch, folder)
+def here(here: Here) -> Here:
     save_model(Path("deep.safetensors"), small_deep())
     save_model(Path("narrow.safetensors"), narrow())
     for i in range(4):
         picture(Path(f"photos/{'ab'[i % 2]}/{i}.png"), 20, 16 + i, 3, seed=i)
     picture(Path("photo.png"), *SIZE, 3)
-    return Here(capsys)
+    return here
 
 
 def narrow() -> Autoencoder:
@@ -387,7 +382,10 @@ REFUSED = [
     ("encode photo.png --out c.npy --pooled", "a vector already: omit --pooled"),
     ("encode --dataset no --out c.npy", "unknown data set 'no': choose one of "),
     ("encode --dataset shapes --split no --out c.npy", "unknown split 'no': choose one of test"),
-    ("encode --dataset shapes --size 9 --out c.npy", "--size needs --dataset folder to have an"),
+    (
+        "encode --dataset shapes --size 9 --out c.npy",
+        "--size needs --dataset folder or lmdb ",
+    ),
     ("encode photos/none --out c.npy", "cannot read photos/none: No such file or directory"),
     ("decode c.txt", "c.txt: codes are read from files that end in .npy or .npz"),
     ("decode no.npy", "cannot read no.npy: No such file or directory"),

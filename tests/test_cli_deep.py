@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_runner import TRAIN, Here, isolate, picture
+from cli_runner import TRAIN, Here, picture
 from deep_cases import SIZE, save_model, small_deep
 from PIL import Image
 
@@ -24,15 +24,10 @@ NOTE = "resized from 30x20 to 12x14 pixels (Lanczos, the whole picture, which sq
 
 
 @pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Here:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    isolate(monkeypatch, folder)
+def here(here: Here) -> Here:
     save_model(Path("deep.safetensors"), small_deep())
     picture(Path("photo.png"), 20, 30, 3)
-    return Here(capsys)
+    return here
 
 
 # --- files ----------------------------------------------------------------------------------
@@ -178,7 +173,7 @@ REFUSED: list[tuple[str, str]] = [
     (f"--count {'9' * 400}", "--count must be from 1 to 2147483647, not 999"),
     ("--dataset imagenet", "unknown data set 'imagenet': choose one of "),
     ("--count 1 --split all", "unknown split 'all': choose one of test, train, validation"),
-    ("--dataset shapes --size 8", "--size needs --dataset folder to have an effect"),
+    ("--dataset shapes --size 8", "--size needs --dataset folder or lmdb to have an effect"),
     ("--dataset folder --size 0 --data-dir .", "--size must be from 1 to 2048, not 0"),
     ("--dataset shapes --data-dir .", "shapes are drawn, not read from --data-dir"),
     ("--count 1 --out photo.png", "cannot make the folder photo.png: File exists"),

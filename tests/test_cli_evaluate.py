@@ -9,7 +9,7 @@ from math import log10
 from pathlib import Path
 
 import pytest
-from cli_runner import TRAIN, Here, isolate
+from cli_runner import TRAIN, Here
 
 from cae_raw.data import load_dataset
 from cae_raw.data.scaling import to_floats
@@ -17,16 +17,6 @@ from cae_raw.training.loading import load
 
 RUN = Path("runs/single-layer/shapes_adam_lr=0.001_b=16_f=2")
 EVALUATE = ("evaluate", "--device", "cpu")
-
-
-@pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Here:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    isolate(monkeypatch, folder)
-    return Here(capsys)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

@@ -9,22 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runner import TRAIN, Here, isolate, picture
+from cli_runner import TRAIN, Here, picture
 
 from cae_raw import __version__
 from cae_raw.app import app
 
 COMMANDS = [str(command.name) for command in app.registered_commands]
-
-
-@pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Here:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    isolate(monkeypatch, folder)
-    return Here(capsys)
 
 
 def test_facts(here: Here) -> None:

@@ -33,17 +33,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Here:
-    folder = tmp_path / "here"
-    shutil.copytree(trained, folder)
-    isolate(monkeypatch, folder)
-    picture(folder / "photo.png", 12, 10, 3)
-    return Here(capsys)
+def here(here: Here, trained: Path) -> Here:
+    shutil.copytree(trained, Path("."), dirs_exist_ok=True)
+    picture(Path("photo.png"), 12, 10, 3)
+    return here
 
 
 def test_what_is_written_and_said(here: Here) -> None:

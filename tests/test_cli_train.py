@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runner import TRAIN, Here, command, isolate, on_terminal, picture, spawn
+from cli_runner import TRAIN, Here, command, on_terminal, picture, spawn
 
 from cae_raw.data import cifar, mnist
 from cae_raw.training import checkpoint
@@ -30,16 +30,6 @@ FILES = {
     "test_results.txt",
     "validation_results.txt",
 }
-
-
-@pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Here:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    isolate(monkeypatch, folder)
-    return Here(capsys)
 
 
 def weights(run: Path) -> bytes:

@@ -7,23 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runner import Here, isolate, picture
+from cli_runner import Here, picture
 from lmdb_cases import key, pixels, record, write, write_images
 from PIL import Image
 
 from cae_raw.data.inspect_lmdb import inspect
 from cae_raw.data.lmdb_stream import LmdbSplit
 from cae_raw.errors import InputError
-
-
-@pytest.fixture
-def here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Here:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    isolate(monkeypatch, folder)
-    return Here(capsys)
 
 
 @pytest.fixture

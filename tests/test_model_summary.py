@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_runner import Here, isolate
+from cli_runner import Here
 
 from cae_raw.errors import InputError
 from cae_raw.layers import Conv2d, Linear, MaxPool2d, MaxUnpool2d, Pad2d, ReLU, Tanh
@@ -128,16 +128,6 @@ def test_an_image_that_does_not_fit() -> None:
 # --- the command ----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def here(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Here:
-    folder = tmp_path / "here"
-    folder.mkdir()
-    isolate(monkeypatch, folder)
-    return Here(capsys)
-
-
 def as_json(summary: Summary) -> Any:
     return json.loads(json.dumps(summary.to_json(), allow_nan=False))
 
@@ -171,7 +161,7 @@ def test_the_defaults_are_the_articles(here: Here) -> None:
         ("--model deep --size 0", "--size must be from 1 to"),
         ("--model deep --code-size 0", "--code-size must be from 1 to"),
         ("--model deep --channels 2", "--channels must be 1 or 3, not 2"),
-        ("--model deep --size 2048", "takes 19,576,166,400 weights: use smaller images"),
+        ("--model deep --size 2048", "images of 351x351, the nearest that fit"),
     ],
 )
 def test_what_no_model_can_be(here: Here, words: str, message: str) -> None:
