@@ -85,7 +85,7 @@ def reconstruct_files(
             out_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot make the folder {out_dir}: {error.strerror}") from error
-    found = list(_files(paths))
+    found = list(find_files(paths))
     taken = {_identity(item) for item in found if isinstance(item, Path)}
     results = []
     for item in found:
@@ -95,7 +95,7 @@ def reconstruct_files(
     return results
 
 
-def _files(paths: Iterable[Path]) -> Iterator[Path | FileResult]:
+def find_files(paths: Iterable[Path]) -> Iterator[Path | FileResult]:
     """The files that are meant, each once; an error for a folder without any."""
     for path in dict.fromkeys(paths):
         if not path.is_dir():

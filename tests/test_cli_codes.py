@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from cli_runner import TRAIN, Here, picture
 from deep_cases import CODE, SIZE, save_model, small_deep
+from lmdb_cases import pixels, write_images
 
 from cae_raw import encode as encode_library
 from cae_raw.codes_file import codes_writer
@@ -420,3 +421,13 @@ def test_an_image_file_under_the_name_of_codes(here: Here) -> None:
         np.save("names.npy", archive["names"])
     result = here(*DECODE, "names.npy", *DEEP)
     assert result.status == 2 and "holds <U1 values: codes are floats" in result.err
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(1, "gray"), (3, "RGB")])
+def test_the_pretrained_model_for_a_database(here: Here, channels: int, kind: str) -> None:
+    write_images(Path("x.lmdb"), pixels(12, (channels, 9, 8)))
+    words = (*ENCODE, "--dataset", "lmdb", "--data-dir", "x.lmdb", "--runs-dir", "none")
+    report = read_json(here, *words, "--out", "c.npz")
+    assert report["model"].startswith(f"the single-layer model for {kind} images")
+    assert report["shape"] == [1, 32, 11, 10], "of the tenth that is kept for testing"
+    assert read_json(here, *words, "--size", 6, "--out", "c.npz")["shape"] == [1, 32, 8, 8]

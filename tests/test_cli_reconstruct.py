@@ -93,6 +93,13 @@ def test_without_a_run_the_pretrained_models(here: Here, channels: int, kind: st
     assert result.status == 0, result.err
     report = json.loads(result.out)
     assert report["model"] == f"the single-layer model for {kind} images that ships with cae-raw"
+    # A folder of them, and the data set that it is.
+    for i in range(9):
+        picture(Path(f"folder/{i}.png"), *((8, 9, 3) if channels == 3 and i else (8, 9)), seed=i)
+    words = ("--dataset", "folder", "--data-dir", "folder", "--size", "8")
+    for more in (("folder", "--out", "f"), (*words, "--out", "d")):
+        result = here(*RECONSTRUCT, *more, "--runs-dir", "none", "--json")
+        assert json.loads(result.out)["model"] == report["model"], result.err
     assert report["images"][0]["notes"] == []
 
 

@@ -148,15 +148,7 @@ def test_config_comes_back(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     values = {"train": {"lr": 1e-5}, "x": [1, None]}
     run.write_config(values)
-    assert run.read_config() == values
     assert json.loads(run.config.read_text()) == values
-    for text, message in (("{", "no readable config.json"), ("[]", "is damaged")):
-        run.config.write_text(text)
-        with pytest.raises(InputError, match=message):
-            run.read_config()
-    run.config.unlink()
-    with pytest.raises(InputError, match="is no run of cae-raw"):
-        run.read_config()
 
 
 def test_metrics_file(tmp_path: Path) -> None:

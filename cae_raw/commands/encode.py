@@ -81,7 +81,10 @@ def encode(
     backend = choose_backend(device)
     found, classes = find_sources(sources)
     model_from, name = choose_model(
-        run, checkpoint, runs_dir, lambda: likely_channels((s.path for s in found), dataset)
+        run,
+        checkpoint,
+        runs_dir,
+        lambda: likely_channels((s.path for s in found), dataset, data_dir),
     )
     model = model_from.build_model()
     model.to(backend)

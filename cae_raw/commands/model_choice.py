@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cae_raw.data.image_file import load_image
+from cae_raw.data.folder import list_images
+from cae_raw.data.image_file import image_channels
+from cae_raw.data.lmdb_datum import DatumReader
+from cae_raw.data.local import require_folder
 from cae_raw.errors import InputError
 from cae_raw.training.checkpoint import Checkpoint
 from cae_raw.training.loading import find_run, load_checkpoint, pretrained
@@ -32,14 +35,24 @@ def choose_model(
     return pretrained(number), f"the single-layer model for {kind} images that ships with cae-raw"
 
 
-def likely_channels(images: Iterable[Path], dataset: str | None) -> int:
-    """1 for MNIST, and when every image file that can be read is gray; else 3."""
-    if dataset is not None:
-        return 1 if dataset == "mnist" else 3
-    found = set()
+def likely_channels(images: Iterable[Path], dataset: str | None, data_dir: Path | None) -> int:
+    """1 when all images that can be read are gray, be they files or of the data set; else 3."""
+    try:
+        if dataset == "lmdb" and data_dir is not None:
+            return DatumReader(data_dir).image_shape[0]
+        if dataset == "folder" and data_dir is not None:
+            require_folder(data_dir, "--data-dir")
+            images = (data_dir / name for name in list_images(data_dir))
+        elif dataset is not None:
+            return 1 if dataset == "mnist" else 3
+    except InputError:
+        return 3  # reported when the data set is loaded
+    gray = False
     for path in images:
         try:
-            found.add(len(load_image(path)))
+            if image_channels(path) == 3:
+                return 3
         except InputError:
             continue  # reported when its turn comes
-    return 1 if found == {1} else 3
+        gray = True
+    return 1 if gray else 3

@@ -16,7 +16,7 @@ from cae_raw.data.access import find_split
 from cae_raw.errors import InputError
 from cae_raw.figures import Figures
 from cae_raw.models import Autoencoder
-from cae_raw.reconstruct_files import FileResult, reconstruct_files
+from cae_raw.reconstruct_files import FileResult, find_files, reconstruct_files
 from cae_raw.reconstruct_split import PairResult, overall, reconstruct_split
 
 DEFAULT_OUT = Path("reconstructions")  # for images of a data set, which have no folder of their own
@@ -56,8 +56,9 @@ def reconstruct(
     if count is not None and not 1 <= count < 2**31:
         raise InputError(f"--count must be from 1 to {2**31 - 1}, not {str(count)[:30]}")
     backend = choose_backend(device)
+    files = (found for found in find_files(images) if isinstance(found, Path))
     model_from, name = choose_model(
-        run, checkpoint, runs_dir, lambda: likely_channels(images, dataset)
+        run, checkpoint, runs_dir, lambda: likely_channels(files, dataset, data_dir)
     )
     model = model_from.build_model()
     _check_tile(model, tile)

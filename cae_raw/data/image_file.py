@@ -49,6 +49,18 @@ def load_image(path: Path, channels: int | None = None) -> NDArray[np.uint8]:
         return _load(path, channels, None)
 
 
+def image_channels(path: Path) -> int:
+    """The channels that `load_image` gives by itself, of which the file's beginning tells."""
+    from PIL import Image
+
+    with quiet_pillow(), open_file(path) as file:
+        try:
+            with Image.open(file) as image:
+                return 1 if _is_gray(image) else 3
+        except Exception as error:  # as in `_decode`
+            raise InputError(f"{path} cannot be decoded: {reason(error)}") from None
+
+
 def load_square(path: Path, channels: int, size: int, whole: bool = False) -> NDArray[np.uint8]:
     """The largest centred square of an image, resized (Lanczos) to uint8 (channels, size, size).
 
@@ -133,7 +145,7 @@ def _to_eight_bit(image: Image, channels: int | None) -> Image:
     image.load()
     with suppress(Exception):  # unreadable EXIF data is no reason to refuse good pixels
         image = ImageOps.exif_transpose(image)
-    gray = image.mode in _GRAY_MODES or image.mode.startswith("I;16")
+    gray = _is_gray(image)
     if image.mode.startswith("I"):
         image = _scaled(np.asarray(image).astype(np.int64), 65535)
     elif image.mode == "F":
@@ -143,6 +155,10 @@ def _to_eight_bit(image: Image, channels: int | None) -> Image:
     if channels is None:
         channels = 1 if gray else 3
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _is_gray(image: Image) -> bool:
+    return image.mode in _GRAY_MODES or image.mode.startswith("I;16")
 
 
 def _scaled(values: NDArray[np.int64] | NDArray[np.float64], top: float) -> Image:

@@ -201,7 +201,9 @@ class DatumReader:
             return resized(pixels, self.resize)
         what = f"is {c}x{h}x{w}, but the first one is {shape[0]}x{shape[1]}x{shape[2]}"
         if c == shape[0]:
-            what += ": resize them all (--resize), or convert the images again"
+            what += (
+                ": resize them all (--size, for train with --resize), or convert the images again"
+            )
         raise self._error(index, what)
 
     def _error(self, index: int, what: str) -> InputError:

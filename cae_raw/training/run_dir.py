@@ -69,22 +69,6 @@ class RunDir:
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         atomic_write(self.config, text.encode())
 
-    def read_config(self) -> dict[str, Any]:
-        """The configuration of the run.
-
-        Raises:
-            InputError: if there is none or it cannot be read.
-        """
-        try:
-            values = json.loads(self.config.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.path} is no run of cae-raw: no readable config.json"
-            ) from error
-        if not isinstance(values, dict):
-            raise InputError(f"{self.config} is damaged: delete the run or use --restart")
-        return values
-
     def write_metrics(self, history: list[EpochRecord]) -> None:
         """The whole table at once: a kill leaves the old one or the new one."""
         text = io.StringIO()
