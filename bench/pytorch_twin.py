@@ -61,7 +61,7 @@ def pytorch_twin(model: Sequential) -> Any:
                     x = step(x)
             return x
 
-    twin = Twin()
+    twin = Twin().to(torch.from_numpy(model.parameters[:0]).dtype)
     with torch.no_grad():
         for theirs, ours in zip(twin.parameters(), model.params.values(), strict=True):
             theirs.copy_(torch.from_numpy(np.array(ours)))

@@ -1,16 +1,34 @@
-"""Encoding, decoding and tiling through the kernels, on the emulator and on a GPU."""
+"""Training, encoding, decoding and tiling through the kernels, on the emulator and on a GPU."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from deep_cases import random_images, small_deep
+from deep_cases import CODE, SIZE, random_images, small_deep
+from training_cases import assert_gradients_agree, losses
 
-from cae_raw.backends import Backend
+from cae_raw.backends import NUMPY, Backend
 from cae_raw.encode import Encoder
 from cae_raw.models import DEEP_MODELS
 from cae_raw.models.masks import centre_masks, masks_of, repeat_masks
 from cae_raw.tiles import tiled_blocks
+from cae_raw.training.config import TrainConfig
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", DEEP_MODELS)
+def test_ten_losses_and_all_gradients_agree_with_numpy(
+    backend: Backend, name: str, channels: int
+) -> None:
+    """The whole model made small; an odd batch, so that no last block of a kernel is full."""
+    config = TrainConfig(model=name, code_size=CODE, optimizer="sgd", lr=0.05, momentum=0.9)
+    images = random_images(12, channels, *SIZE) // 4  # dark ones: there is something to learn
+    mine, gradients, parameters = losses(backend, config, images, 10, batch=5)
+    reference, true_gradients, true_parameters = losses(NUMPY, config, images, 10, batch=5)
+    assert_gradients_agree(small_deep(name, channels), gradients, true_gradients)
+    np.testing.assert_allclose(mine, reference, rtol=1e-5)
+    assert reference[-1] < 0.8 * reference[0], "nothing was learned"
+    np.testing.assert_allclose(parameters, true_parameters, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", DEEP_MODELS)

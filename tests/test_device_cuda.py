@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from training_cases import assert_gradients_agree, losses
 
 from cae_raw.app import app
 from cae_raw.backends import NUMPY, Backend, choose_backend, probe
@@ -19,9 +20,6 @@ from cae_raw.commands import shell
 from cae_raw.data import DataOptions, load_dataset
 from cae_raw.models import build
 from cae_raw.training.config import TrainConfig
-from cae_raw.training.engine import Engine
-
-BATCH = 8
 
 
 @pytest.fixture(scope="module")
@@ -31,26 +29,6 @@ def images() -> np.ndarray:
     if folder is None:
         return load_dataset("shapes").train.images[:200]
     return load_dataset("cifar10", DataOptions(data_dir=Path(folder))).train.images[:200]
-
-
-def losses(
-    backend: Backend, config: TrainConfig, images: np.ndarray, steps: int
-) -> tuple[list[float], np.ndarray, np.ndarray]:
-    """The loss of each step, the gradients of the first, and the final parameters."""
-    model = config.make_model(images.shape[1:]).to(backend)
-    optimizer = config.make_optimizer(model)
-    rng = np.random.default_rng(3)
-    found: list[float] = []
-    first = np.empty(0)
-    with Engine(model, images.shape[1:]) as engine:
-        placed = backend.asarray(images)
-        for _ in range(steps):
-            total = engine.step(placed, rng.permutation(len(images))[:BATCH])
-            if not found:
-                first = backend.to_numpy(engine.gradients).copy()
-            optimizer.step(engine.gradients)
-            found.append(float(backend.to_numpy(total)[0]))
-    return found, first, backend.to_numpy(model.parameters).copy()
 
 
 @pytest.mark.parametrize(
@@ -68,9 +46,7 @@ def test_twenty_losses_and_all_gradients_agree_with_numpy(
     reference, true_gradients, true_parameters = losses(NUMPY, config, images, 20)
     np.testing.assert_allclose(mine, reference, rtol=1e-5)
     assert mine[-1] < 0.8 * mine[0], "nothing was learned"
-    for name, true in build("single-layer").split(true_gradients).items():
-        found = build("single-layer").split(gradients)[name]
-        np.testing.assert_allclose(found, true, atol=1e-5 * np.abs(true).max(), err_msg=name)
+    assert_gradients_agree(build("single-layer"), gradients, true_gradients)
     np.testing.assert_allclose(parameters, true_parameters, atol=2e-4)
 
 

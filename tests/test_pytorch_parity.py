@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_runner import ROOT
 from layer_cases import CASES, MAXUNPOOL2D, LayerCase
 
 from cae_raw.gradcheck.cases import run_both_ways
 from cae_raw.layers import MaxPool2d, MSELoss, Sequential, Trace
-from cae_raw.models import single_layer
+from cae_raw.models import DEEP_MODELS, build, single_layer
 from cae_raw.ops import pool2d
 from cae_raw.training.optimizers import SGD, Adam
 
@@ -90,6 +91,46 @@ def test_single_layer_model(shape: tuple[int, ...], dtype: Any) -> None:
     assert gradients.keys() == parameters.keys()
     for name, parameter in parameters.items():
         assert_close(name, gradients[name], parameter.grad, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "code_size", "loss"),
+    [(3, (64, 64), 1568, "mse"), (3, (21, 15), 7, "half_mse"), (1, (16, 30), 33, "mse")],
+)
+@pytest.mark.parametrize("name", DEEP_MODELS)
+@precisions
+def test_deep_models(
+    name: str,
+    channels: int,
+    size: tuple[int, int],
+    code_size: int,
+    loss: str,
+    dtype: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the same weights: the output, the loss and the gradient of every parameter."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    from pytorch_twin import pytorch_twin
+
+    rng = np.random.default_rng(5)
+    model = build(name, rng, channels=channels, size=size, code_size=code_size).astype(dtype)
+    x = rng.uniform(0, 1, (3, channels, *size)).astype(dtype)
+    trace: Trace = {}
+    gradients: dict[str, Any] = {}
+    y = model.forward(x, trace)
+    value, dy = MSELoss(loss)(y, x)
+    model.backward(dy, trace, gradients, need_dx=False)
+
+    twin = pytorch_twin(model)
+    output = twin(torch.tensor(x))
+    factor = {"mse": 1.0, "half_mse": 0.5}[loss]
+    true_loss = factor * F.mse_loss(output, torch.tensor(x))
+    true_loss.backward()
+    assert_close("output", y, output, TOLERANCE[dtype])
+    assert value == pytest.approx(true_loss.item(), rel=TOLERANCE[dtype])
+    assert list(gradients) and gradients.keys() == set(model.params)
+    for parameter, theirs in zip(model.params, twin.parameters(), strict=True):
+        assert_close(parameter, gradients[parameter], theirs.grad, TOLERANCE[dtype])
 
 
 @precisions

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cae_raw.backends import Backend
 from cae_raw.data import Dataset, Split
 from cae_raw.layers import (
     Conv2d,
@@ -24,6 +25,8 @@ from cae_raw.layers import (
 )
 from cae_raw.models import Autoencoder
 from cae_raw.training import checkpoint
+from cae_raw.training.config import TrainConfig
+from cae_raw.training.engine import Engine
 from cae_raw.training.trainer import BatchDone, EpochDone, Trainer
 
 TIME_COLUMNS = ("seconds", "images_per_second")
@@ -65,6 +68,35 @@ def pooling_model(rng: np.random.Generator) -> Autoencoder:
         loss="mse",
         penalised=(("0.weight", "4.weight"), ("9.weight",)),
     )
+
+
+def losses(
+    backend: Backend, config: TrainConfig, images: np.ndarray, steps: int, batch: int = 8
+) -> tuple[list[float], np.ndarray, np.ndarray]:
+    """The loss of each step, the gradients of the first, and the final parameters."""
+    model = config.make_model(images.shape[1:]).to(backend)
+    optimizer = config.make_optimizer(model)
+    rng = np.random.default_rng(3)
+    found: list[float] = []
+    first = np.empty(0)
+    with Engine(model, images.shape[1:]) as engine:
+        placed = backend.asarray(images)
+        for _ in range(steps):
+            total = engine.step(placed, rng.permutation(len(images))[:batch])
+            if not found:
+                first = backend.to_numpy(engine.gradients).copy()
+            optimizer.step(engine.gradients)
+            found.append(float(backend.to_numpy(total)[0]))
+    return found, first, backend.to_numpy(model.parameters).copy()
+
+
+def assert_gradients_agree(model: Autoencoder, found: np.ndarray, true: np.ndarray) -> None:
+    """Those of each parameter, within 1e-5 of the largest of them."""
+    theirs = model.split(found)
+    for name, part in model.split(true).items():
+        largest = np.abs(part).max()
+        assert largest > 0, name
+        np.testing.assert_allclose(theirs[name], part, atol=1e-5 * largest, err_msg=name)
 
 
 class Listener:
