@@ -40,7 +40,9 @@ SHAPE = (3, 64, 64)
 SCAN, AGAIN, SHUFFLED = "cursor scan", "cursor scan, still mapped", "shuffled batches"
 
 
-def make(path: Path, records: int) -> None:
+def make(
+    path: Path, records: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> None:
     """Random images under Caffe's keys, a thousand per transaction as its tools write them."""
     images = np.random.default_rng(0).integers(0, 256, (512, *SHAPE), np.uint8)
     values = [datum.serialize(image, i % 100, "bgr") for i, image in enumerate(images)]
@@ -49,6 +51,7 @@ def make(path: Path, records: int) -> None:
             with env.begin(write=True) as transaction:
                 for i in range(start, min(start + 1000, records)):
                     transaction.put(b"%08d_%d.jpg" % (i, i), values[i % 512], append=True)
+            progress(min(start + 1000, records), records)
 
 
 def check_equal(path: Path, split: LmdbSplit) -> None:
