@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 from cli_runner import picture
+from lmdb_cases import key, pixels, record, write
 from PIL import Image
+
+from cae_raw.files import TEMPORARY
 
 RUN = "runs/single-layer/shapes_adam_lr=0.001_b=16_f=2"
 MNIST = ("train-images", "train-labels", "t10k-images", "t10k-labels")
@@ -53,6 +56,34 @@ def web_pages() -> None:
 def large_image() -> None:
     Image.new("1", (20_000, 20_000)).save("map.png")
 
+
+def database(*records: bytes) -> Callable[[], object]:
+    """Makes photos.lmdb of these records."""
+    return lambda: write(Path("photos.lmdb"), ((key(i), r) for i, r in enumerate(records)))
+
+
+def good_records(n: int = 20) -> list[bytes]:
+    return [record(image) for image in pixels(n, (3, 16, 16))]
+
+
+def truncated_database() -> None:
+    database(*good_records())()
+    cut("photos.lmdb/data.mdb")
+
+
+def bad_record(**fields: object) -> Callable[[], object]:
+    """A database whose first record has these fields instead of good ones."""
+    (image,) = pixels(1, (3, 16, 16))
+    return database(record(image, **fields), *good_records())
+
+
+def unfinished_database() -> None:
+    database(*good_records())()
+    Path("photos.lmdb").rename(f".photos.lmdb.0123{TEMPORARY}")
+
+
+LMDB = "train --dataset lmdb --data-dir photos.lmdb"
+RECORD = "photos.lmdb: record '00000000_images/0.jpg'"
 
 TABLE = (
     # --- options
@@ -123,6 +154,62 @@ TABLE = (
         "begins with 3c21444f instead of 00000803; replace it by an intact copy, or delete it to "
         "have it downloaded",
         prepare=web_pages,
+    ),
+    Row(
+        "a text file",
+        "train --dataset lmdb --data-dir notes.txt",
+        "notes.txt is not an LMDB",
+        prepare=lambda: Path("notes.txt").write_text("hello\n" * 1000),
+    ),
+    Row(
+        "`data.mdb` cut in half",
+        LMDB,
+        "photos.lmdb/data.mdb is truncated: ... of at least ... bytes are there; make it again, or "
+        "replace it by an intact copy",
+        prepare=truncated_database,
+    ),
+    Row(
+        "a database without records",
+        LMDB,
+        "photos.lmdb is an LMDB without records: nothing can be read from it",
+        prepare=database(),
+    ),
+    Row(
+        "a database that `cae-raw data convert` is still writing",
+        LMDB,
+        "there is no photos.lmdb: cae-raw data convert has not finished it",
+        prepare=unfinished_database,
+    ),
+    Row(
+        "a record of something else",
+        LMDB,
+        f"{RECORD} is not a Datum",
+        prepare=database(b"hello", *good_records()),
+    ),
+    Row(
+        "a record whose size is not that of its data",
+        LMDB,
+        f"{RECORD} has 768 bytes of data, but its size is 3x16x17",
+        prepare=bad_record(width=17),
+    ),
+    Row(
+        "a record of negative height",
+        LMDB,
+        f"{RECORD} has the size 3x-16x16, which no image has",
+        prepare=bad_record(height=-16),
+    ),
+    Row(
+        "a record marked as a JPEG that holds none",
+        LMDB,
+        f"{RECORD} is not an image that Pillow can read",
+        prepare=bad_record(encoded=True),
+    ),
+    Row(
+        "images too small for the model",
+        "train --dataset lmdb --data-dir photos.lmdb --model deep",
+        "images of 8x16 are too small for the model deep, which pools them twice: the nearest size "
+        "that fits is 12x16",
+        prepare=database(*(record(image) for image in pixels(20, (3, 8, 16)))),
     ),
     # --- runs
     Row(
@@ -293,6 +380,53 @@ MORE = (
         "",
         "train --dataset folder --data-dir 'li\nne' --size 8",
         "--data-dir li\\nne: No such file or directory; name a folder that can be read",
+    ),
+    Row(
+        "",
+        LMDB,
+        f"{RECORD} has 768 bytes of data, but its size is 3x2147483647x2147483647",
+        prepare=bad_record(height=2**31 - 1, width=2**31 - 1),
+    ),
+    Row("", LMDB, f"{RECORD} has 2 channels, but ...", prepare=bad_record(channels=2, height=24)),
+    Row("", LMDB, f"{RECORD} is marked as ...", prepare=bad_record(encoded=True, data=b"")),
+    Row("", LMDB, f"{RECORD} has 0 bytes ...", prepare=bad_record(data=b"")),
+    Row("", LMDB, "there is no photos.lmdb"),
+    Row(
+        "",
+        LMDB,
+        "photos.lmdb is a folder without data.mdb: name the folder of an LMDB",
+        prepare=lambda: Path("photos.lmdb").mkdir(),
+    ),
+    Row(
+        "",
+        LMDB,
+        "photos.lmdb/data.mdb is not an LMDB, or the beginning of one only",
+        prepare=lambda: (database(b"x")(), cut("photos.lmdb/data.mdb", 0.001)),
+    ),
+    Row("", "train --dataset lmdb", "the data set lmdb needs --data-dir, the folder of the ..."),
+    Row(
+        "",
+        f"{LMDB} --val .",
+        "... is a folder without data.mdb: name the folder of an LMDB",
+        prepare=database(*good_records()),
+    ),
+    Row(
+        "",
+        LMDB,
+        "photos.lmdb has 1 records, too few to hold some back for validation: ...",
+        prepare=database(*good_records(1)),
+    ),
+    Row("", "train --no-cache", "--no-cache needs --dataset folder to have an effect: ..."),
+    Row(
+        "",
+        "train --dataset folder --data-dir photos --size 8 --model deep",
+        "images of 8x8 are too small ...: the nearest size that fits is 12x12",
+    ),
+    Row(
+        "",
+        "train --dataset folder --data-dir photos --size 256 --model deep-same --code-size 65536",
+        "a code of 65536 numbers for images of 256x256 takes 12,884,901,888 weights, of which "
+        "536,870,912 are allowed: use a code of 2730 or images of 55x55, the nearest that fit",
     ),
     Row(
         "",

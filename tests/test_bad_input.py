@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from bad_input_cases import MORE, RUN, TABLE, Row, rows
 from cli_runner import ROOT, TRAIN, Here, command, isolate, picture, spawn
+from lmdb_cases import key, pixels, record, write
 
 from cae_raw.app import main
 from cae_raw.errors import InputError
@@ -49,7 +50,9 @@ def complete(words: str) -> list[str]:
     """The words of a row, with what makes it small and keeps it on the CPU."""
     first, *rest = shlex.split(words) or [""]
     if first == "train":  # later options win, so the row's own come last
-        return [*TRAIN, *rest]
+        few = TRAIN.index("--filters")
+        small = TRAIN if "--model deep" not in words else TRAIN[:few] + TRAIN[few + 2 :]
+        return [*small, *rest]
     if first in ("evaluate", "reconstruct", "encode", "decode") and "--threads" not in words:
         return [first, "--device", "cpu", *rest]
     return [first, *rest]
@@ -156,6 +159,18 @@ def test_a_second_process_on_a_run_is_refused(here: Here) -> None:
         f"cae-raw: error: {RUN} is in use by another process: wait for it, or give this run "
         "another name with --comment\n"
     )
+
+
+def test_a_bad_record_among_good_ones(here: Here) -> None:
+    records = [record(image) for image in pixels(40, (3, 9, 8))]
+    for i in (17, 39):  # one to train on, one to validate on
+        bad = [b"hello" if j == i else r for j, r in enumerate(records)]
+        write(Path(f"{i}.lmdb"), ((key(j), r) for j, r in enumerate(bad)))
+        result = here(*TRAIN, "--dataset", "lmdb", "--data-dir", f"{i}.lmdb")
+        assert result.status == 2
+        assert result.err == (
+            f"cae-raw: error: {i}.lmdb: record '{i:08}_images/{i}.jpg' is not a Datum\n"
+        )
 
 
 def test_a_training_that_diverges_says_so(here: Here) -> None:
