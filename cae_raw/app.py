@@ -57,7 +57,10 @@ def train_command(
     data_dir: DataDir = None,
     size: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", help="For --dataset folder: images become PIXELS x PIXELS."),
+        typer.Option(
+            metavar="PIXELS",
+            help="For --dataset folder, and for lmdb with --resize: images become PIXELS x PIXELS.",
+        ),
     ] = None,
     val: Annotated[
         Path | None,

@@ -41,7 +41,9 @@ def reconstruct_command(
     data_dir: DataDir = None,
     size: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", help="For --dataset folder: images become PIXELS x PIXELS."),
+        typer.Option(
+            metavar="PIXELS", help="For --dataset folder or lmdb: images become PIXELS x PIXELS."
+        ),
     ] = None,
     tile: Annotated[
         bool,

@@ -10,6 +10,7 @@ import shlex
 import signal
 import struct
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -89,6 +90,10 @@ def test_json_alone_on_stdout(here: Here) -> None:
         stated = (RUN / f"{split}_results.txt").read_text()
         assert f"half_mse: {figures['half_mse']:.8g}\n" in stated
     assert report["validation"]["half_mse"] == float(metrics(RUN)[0]["validation_half_mse"])
+    if sys.platform == "linux":
+        assert report["peak_memory_bytes"] > 10 << 20
+        said = next(line for line in result.err.splitlines() if line.startswith("peak memory: "))
+        assert said == f"peak memory: {report['peak_memory_bytes'] / 2**20:,.0f} MiB"
 
 
 def test_resumed_is_as_never_stopped(here: Here) -> None:
