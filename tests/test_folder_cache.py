@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_runner import TRAIN, Here, picture
+from filelock import FileLock
 from lmdb_cases import pixels, write_images
 from training_cases import Listener, checkpoint_contents, command_line
 
@@ -318,6 +320,33 @@ def test_two_processes_share_one_cache(tmp_path: Path) -> None:
     assert not list(cache.glob("*/.*"))
 
 
+def test_who_waits_for_another_process_says_so(tmp_path: Path) -> None:
+    root, cache = photos(20, tmp_path / "photos"), tmp_path / "cache"
+    load(root, cache)
+    (about,) = cache.glob("*/about.json")
+    about.unlink()
+    held, heard, done = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        with FileLock(about.with_name("lock")):
+            held.set()
+            heard.wait(60)
+            done.append("released")
+
+    def tell(what: str, *_: object) -> None:
+        if what == "seconds waited for another process's cache":
+            heard.set()
+        elif what.startswith("decoding"):
+            done.append("decoding")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(60)
+    load(root, cache, progress=tell)
+    thread.join()
+    assert done[:2] == ["released", "decoding"]
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here")
 @pytest.mark.parametrize("what", ["images.lmdb", "about.json"])
 def test_a_kill_leaves_nothing_half(tmp_path: Path, what: str) -> None:
@@ -330,6 +359,7 @@ def test_a_kill_leaves_nothing_half(tmp_path: Path, what: str) -> None:
         folders = list(tmp_path.glob(f"runs/{CACHES}/*"))
         if any(True for folder in folders for p in patterns for _ in folder.glob(p)):
             break
+    assert process.poll() is None, "it was over before it could be killed"
     process.kill()
     process.communicate()
     cache = tmp_path / "runs" / CACHES
