@@ -31,7 +31,7 @@ def arguments(images: Path, runs: Path, epochs: int) -> list[object]:
 
 
 def only_run(runs: Path) -> Path:
-    (path,) = runs.glob("*/*")
+    (path,) = runs.glob("single-layer/*")
     return path
 
 
