@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, help="keep the database here, and use it when there")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     args = parser.parse_args()
+    version = commit()
     with tempfile.TemporaryDirectory() as folder:
         path = (args.dir or Path(folder)) / f"{args.records}.lmdb"
         if not path.exists():
@@ -115,7 +116,7 @@ def main() -> None:
         model_bytes = ARRAYS * load(outcome["run"]).parameters.nbytes
         result = {
             "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": commit(),
+            "commit": version,
             "cpu": cpu_name(),
             "cores": available_threads(),
             "python": platform.python_version(),
@@ -128,8 +129,6 @@ def main() -> None:
             "filters": args.filters,
             "batch": args.batch,
             "threads": args.threads,
-            "images_per_second": outcome["images_per_second"],
-            "seconds": outcome["seconds"],
             "peak_memory_bytes": outcome["peak_memory_bytes"],
             "most_anonymous_bytes": most["RssAnon"],
             "most_mapped_file_bytes": most["RssFile"],

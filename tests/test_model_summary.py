@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from math import prod
 from typing import Any
 
@@ -12,7 +13,8 @@ from cli_runner import Here
 
 from cae_raw.errors import InputError
 from cae_raw.layers import Conv2d, Linear, MaxPool2d, MaxUnpool2d, Pad2d, ReLU, Tanh
-from cae_raw.models import MODELS, Autoencoder, build, deep, single_layer
+from cae_raw.models import DEEP_MODELS, MODELS, Autoencoder, build, deep, single_layer
+from cae_raw.models.deep import check_size
 from cae_raw.models.summary import Summary, summarize
 
 
@@ -125,6 +127,31 @@ def test_an_image_that_does_not_fit() -> None:
         summarize(make("deep", (3, 15, 13)), (3, 16, 13))
 
 
+@pytest.mark.parametrize("name", DEEP_MODELS)
+@pytest.mark.parametrize(
+    ("height", "width", "code_size"),
+    [(3, 100, 10), (3, 3, 1), (2000, 1500, 1568), (64, 64, 65536), (300, 2000, 9000)],
+)
+def test_the_nearest_size_is_one_that_fits(
+    name: str, height: int, width: int, code_size: int
+) -> None:
+    """And the next one towards what was asked for is not, nor is a longer code."""
+    with pytest.raises(InputError) as refused:
+        check_size(name, height, width, code_size)
+    message = str(refused.value)
+    assert "\n" not in message
+    *_, (h, w) = ((int(h), int(w)) for h, w in re.findall(r"(\d+)x(\d+)", message))
+    check_size(name, h, w, code_size)
+    larger = (h, w) if h >= height and w >= width else (h + h // w + 4, w + w // h + 4)
+    if larger != (h, w):
+        with pytest.raises(InputError, match="weights"):
+            check_size(name, *larger, code_size)
+    for code in map(int, re.findall(r"use a code of (\d+)", message)):
+        check_size(name, height, width, code)
+        with pytest.raises(InputError, match="weights"):
+            check_size(name, height, width, code + 1)
+
+
 # --- the command ----------------------------------------------------------------------------
 
 
@@ -161,7 +188,7 @@ def test_the_defaults_are_the_articles(here: Here) -> None:
         ("--model deep --size 0", "--size must be from 1 to"),
         ("--model deep --code-size 0", "--code-size must be from 1 to"),
         ("--model deep --channels 2", "--channels must be 1 or 3, not 2"),
-        ("--model deep --size 2048", "images of 351x351, the nearest that fit"),
+        ("--model deep --size 2048", "images of 347x347, the nearest that fit"),
     ],
 )
 def test_what_no_model_can_be(here: Here, words: str, message: str) -> None:
