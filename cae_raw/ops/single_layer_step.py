@@ -3,41 +3,60 @@
     h = tanh(W1 * x + b1)      y = tanh(W2 * h + b2)      total = sum of (y - x)^2
 
 with the first convolution fully padded and the second not padded, as in `models.single_layer`. It
-computes what the layers compute, to rounding; it exists because it is faster, 8,600 images/s of
-CIFAR-10 instead of 5,200 on two cores. What it saves:
+computes what the layers compute, to rounding; it exists because it is faster. What lives where, for
+each image, with T = C * K * K taps and L = (H + K-1) * (W + K-1) positions:
+
+    padded_x (C, ...)  --shift-->  copies_x (T + 1, L)    last row: ones
+             code (F, L)        =  tanh([W1 b1] copies_x)
+    contributions (T, L)        =  W2' code               --shift back, add-->  y (C, H, W)
+    padded_dy (C, ...) --shift-->  copies_dy (T, L)       in the memory of the contributions
+             dW2'^T (F, T)      =  code copies_dy^T
+             dcode (F, L)       =  W2'^T copies_dy * (1 - code^2)
+         [dW1 db1] (F, T + 1)   =  dcode copies_x^T
+
+The floor for an image of CIFAR-10 is 9.3 million operations, 55 us at the 170 GFLOP/s that large
+products reach on one core here, and 9 us of tanh. It takes 104 us, of which the products are 60,
+and was 170 before the points with a star. Each is measured alone, on one thread:
 
 - One buffer of shifted copies serves a forward product and the weight gradient that goes with it,
   and a row of ones under it makes both yield the bias as well.
-- All views and buffers are made once per thread; a step allocates nothing.
 - Products stay under a million multiply-adds, where OpenBLAS computes small matrices without
-  packing them first: 15 us instead of 23 us for the encoder's product on one image.
-- Eight images of CIFAR-10 go through each call. One at a time would stay in the second-level cache
-  (a tenth faster on one thread), but threads that make eight times as many calls meet at the
-  interpreter's lock (a fifth slower on two).
+  packing them first: 15 us instead of 23 us for the encoder's product.
+- * Training keeps the code position by position, (L, F): both weight gradients are then sums of
+  outer products, 12 us each instead of 21. The decoder's product would lose that, 22 us instead of
+  13, but for 32 rows of it, the last of them zeros, it takes 15. Evaluation keeps the code (F, L).
+- * Weights are handed over transposed: 13 us instead of 15 for each product with them.
+- * Rows of a map follow each other with the zeros between them there once, so that a shift is one
+  long copy, and the way back one long addition, instead of one per row of pixels: 15 us less.
+- * Two images at a time, which stay in 2 MB of second-level cache, instead of eight: 12 us less.
+  One at a time takes 8 us more, which are calls of NumPy.
+- * Arrays begin with a cache line: 7 us less.
+- * Passes over x, y and dy run over the borders, too, because NumPy takes a third of a microsecond
+  from one map to the next: 3 us less.
 
-What lives where, for each image, L = (H + K-1) * (W + K-1) positions, T = K * K taps:
-
-    padded_x (C, H+2K-2, W+2K-2) --shift--> copies_x (C*T + 1, L)      last row: ones
-                 code (F, L)     = tanh([W1 b1] copies_x)
-    contributions (C*T, L)       = W2' code            --unshift--> y (C, H, W)
-    padded_dy (C, H+2K-2, ...)   --shift--> copies_dy (C*T, L)
-           dW2' (C*T, F)         = copies_dy code^T
-           dcode (F, L)          = W2'^T copies_dy * (1 - code^2)
-     [dW1 db1] (F, C*T + 1)      = dcode copies_x^T
+Images whose copies would not fit the cache go through in bands of rows. A band of the output needs
+K-1 more rows of the code than it has; the band below computes these again. Gradients through them
+are the next band's, too, which therefore gets the last K-1 rows of dy from the one above.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from cae_raw.errors import InputError
+from cae_raw.ops import activation as act
+from cae_raw.ops.scratch import aligned
+
 Array = Any
+WeightShape = tuple[int, int, int, int]
 
 SMALL_PRODUCT = 1_000_000  # multiply-adds; OpenBLAS's limit for its small-matrix kernels
-PASS_BYTES = 5_600_000  # of buffers per pass
+PASS_BYTES = 1_300_000  # of buffers per pass of several images
+BAND_BYTES = 1_200_000  # of shifted copies, where one image is cut into bands
 
 
 class SingleLayerStep:
@@ -47,189 +66,298 @@ class SingleLayerStep:
         weight_shape: of the encoder, (F, C, K, K); the decoder's is (C, F, K, K).
         size: (H, W) of the images.
         dtype: float32, or float64 for checks.
+        decoder_activation: "tanh", or None for the output W2 * h + b2 itself.
 
     One object serves any number of threads; each gets buffers of its own.
+
+    Raises:
+        InputError: for another activation.
     """
 
     def __init__(
-        self, weight_shape: tuple[int, int, int, int], size: tuple[int, int], dtype: Any
+        self,
+        weight_shape: WeightShape,
+        size: tuple[int, int],
+        dtype: Any,
+        *,
+        decoder_activation: str | None = "tanh",
     ) -> None:
+        if decoder_activation not in (None, "tanh"):
+            raise InputError(f"decoder_activation is 'tanh' or None, not {decoder_activation!r}")
         self.weight_shape, self.size, self.dtype = weight_shape, size, np.dtype(dtype)
-        f, c, k, _ = weight_shape
-        length = (size[0] + k - 1) * (size[1] + k - 1)
-        per_image = (2 * f + 3 * c * k * k) * length * self.dtype.itemsize
-        self.images_per_pass = max(1, PASS_BYTES // per_image)
+        self.decoder_activation = decoder_activation
+        f, edge = weight_shape[0], weight_shape[2] - 1
+        of_row = (size[1] + edge) * self.dtype.itemsize  # of one map
+        rows = _decoder_rows(weight_shape)
+        of_image = (2 * f + 2 * rows) * of_row * (size[0] + edge)
+        self.images_per_pass = max(1, PASS_BYTES // of_image)
+        self.band = min(size[0], max(1, BAND_BYTES // (rows * of_row) - edge))
         self._of_thread = threading.local()
 
     def squared_error(self, x: Array, params: Mapping[str, Array]) -> Array:
         """The sum of squared errors over x (N, C, H, W), float64 of shape (1,)."""
         total = 0.0
-        for images, buffers in self._passes(x, params):
-            total += buffers.forward(images)
+        for buffers, part in self._parts(x, params, 1.0):
+            total += buffers.forward(part, buffers.code_by_filter)
         return np.array([total])
 
     def gradients(
-        self, x: Array, params: Mapping[str, Array], grads: Mapping[str, Array], scale: float
+        self,
+        x: Array,
+        params: Mapping[str, Array],
+        grads: Mapping[str, Array],
+        scale: float,
+        sparsity_scale: float = 0.0,
     ) -> Array:
-        """The same, and the gradient of scale / 2 times the sum, written into `grads`.
+        """The same, and a gradient written into `grads`.
+
+        It is that of scale / 2 * (sum of squared errors) + sparsity_scale * (sum of |code|), with 0
+        as the gradient of |0|. A mean over a batch's code has 1 / (its elements in all) as scale.
 
         params and grads: "0.weight", "0.bias", "2.weight", "2.bias", as the model names them.
         """
         total, sums = 0.0, _Sums(self.weight_shape, self.dtype)
-        for images, buffers in self._passes(x, params):
-            total += buffers.forward(images)
-            buffers.backward(self.dtype.type(scale), sums)
-        sums.store(grads)
+        for buffers, part in self._parts(x, params, scale):
+            total += buffers.forward(part, buffers.code_by_position)
+            buffers.backward(part, sums, sparsity_scale)
+        sums.store(grads, scale)
         return np.array([total])
 
-    def _passes(self, x: Array, params: Mapping[str, Array]) -> Iterator[tuple[Array, _Buffers]]:
-        """x in parts of a few images, each with this thread's buffers for so many."""
+    def _parts(
+        self, x: Array, params: Mapping[str, Array], scale: float
+    ) -> Iterator[tuple[_Buffers, _Part]]:
+        """x in parts, from top to bottom of each image, each with this thread's buffers for it."""
         made: dict[Any, _Buffers] = self._of_thread.__dict__
-        loaded: set[int] = set()
-        for start in range(0, len(x), self.images_per_pass):
-            images = x[start : start + self.images_per_pass]
-            n = len(images)
-            if n not in made:
-                made[n] = _Buffers(n, self.weight_shape, self.size, self.dtype)
-            if n not in loaded:
-                made[n].load(params)
-                loaded.add(n)
-            yield images, made[n]
+        loaded: set[tuple[int, int]] = set()
+        height = self.size[0]
+        together = self.images_per_pass if self.band == height else 1
+        for start in range(0, len(x), together):
+            images = x[start : start + together]
+            for top in range(0, height, self.band):
+                part = _Part(images, top, min(top + self.band, height))
+                key = len(images), part.bottom - top
+                if key not in made:
+                    made[key] = _Buffers(self, *key)
+                if key not in loaded:
+                    made[key].load(params, scale)
+                    loaded.add(key)
+                yield made[key], part
+
+
+class _Part(NamedTuple):
+    """Images (N, C, H, W), and the rows of their outputs that a pass is about."""
+
+    images: Array
+    top: int
+    bottom: int
 
 
 class _Sums:
-    """Gradients summed over images, in the arrangement of the products."""
+    """Gradients summed over passes, in the arrangement of the products, still without scale."""
 
-    def __init__(self, weight_shape: tuple[int, int, int, int], dtype: np.dtype) -> None:
+    def __init__(self, weight_shape: WeightShape, dtype: np.dtype) -> None:
         f, c, k, _ = weight_shape
-        self.encoder = np.zeros((f, c * k * k + 1), dtype)
-        self.decoder = np.zeros((c * k * k, f), dtype)
+        self.taps = c * k * k
+        self.weights = np.zeros((2, f, _rows(weight_shape)), dtype)  # encoder, decoder
         self.decoder_bias = np.zeros(c, dtype)
+        self.dy_above: Array = 0  # the last rows of dy of the band above
 
-    def store(self, grads: Mapping[str, Array]) -> None:
+    def store(self, grads: Mapping[str, Array], scale: float) -> None:
         """Write the sums in the arrangement of the parameters."""
         dw1, dw2 = grads["0.weight"], grads["2.weight"]
+        encoder, decoder = self.weights
         c, f, k, _ = dw2.shape
-        dw1[...] = self.encoder[:, :-1].reshape(dw1.shape)
-        grads["0.bias"][...] = self.encoder[:, -1]
-        dw2[...] = self.decoder.reshape(c, k, k, f).transpose(0, 3, 1, 2)
-        grads["2.bias"][...] = self.decoder_bias
+        dw1[...] = encoder[:, : self.taps].reshape(dw1.shape)
+        grads["0.bias"][...] = encoder[:, self.taps]
+        decoder *= scale
+        dw2[...] = decoder[:, : self.taps].reshape(f, c, k, k).swapaxes(0, 1)
+        np.multiply(self.decoder_bias, scale, out=grads["2.bias"])
 
 
 class _Buffers:
-    """Everything one thread needs for n images, with the views that the passes use."""
+    """Everything one thread needs for n images or a band of one, with the views it uses.
 
-    def __init__(
-        self,
-        n: int,
-        weight_shape: tuple[int, int, int, int],
-        size: tuple[int, int],
-        dtype: np.dtype,
-    ) -> None:
-        f, c, k, _ = weight_shape
-        h, w = size
-        edge = k - 1
-        lh, lw, taps = h + edge, w + edge, k * k
-        length = lh * lw
+    Maps are stored with W + K-1 places to a row, so that the zeros at the right of one row are
+    those at the left of the next, and a shift by rows and columns is one by a number of places.
+    """
 
-        padded_x = np.zeros((n, c, lh + edge, lw + edge), dtype)
-        self.x = padded_x[:, :, edge : edge + h, edge : edge + w]
-        padded_dy = np.zeros_like(padded_x)
-        self.dy = padded_dy[:, :, edge : edge + h, edge : edge + w]
+    def __init__(self, step: SingleLayerStep, n: int, h: int) -> None:
+        f, c, k, _ = step.weight_shape
+        dtype, w, rows = step.dtype, step.size[1], _rows(step.weight_shape)
+        self.edge, self.taps, self.height = k - 1, c * k * k, step.size[0]
+        edge, taps, item = self.edge, self.taps, dtype.itemsize
+        self.decoder_activation, self.one = step.decoder_activation, dtype.type(1)
 
-        copies_x = np.ones((n, c * taps + 1, length), dtype)
-        copies_dy = np.empty((n, c * taps, length), dtype)
-        grid = (n, c, k, k, lh, lw)
-        self.copies_x_grid = copies_x[:, :-1].reshape(grid)
-        self.copies_dy_grid = copies_dy.reshape(grid)
-        of_image, of_map, of_row, of_column = padded_x.strides
+        pitch = w + edge
+        length = (h + edge) * pitch
+        blocks = -(-f * rows * length // SMALL_PRODUCT)
+        width = -(-length // blocks)
+        stored = blocks * width  # a few places more than positions: zeros there add nothing
+        first = edge * pitch + edge  # the place of the first pixel
+        plane = first + stored
+        valid = h * pitch - edge  # places from the first pixel to the last
+        self.owned = h * pitch  # positions, unless a band is the last: those belong to the next
+
+        padded_x, padded_y, padded_dy = (aligned((n, c, plane), dtype) for _ in range(3))
+        for padded in (padded_x, padded_y, padded_dy):
+            padded.fill(0)
+        self.padded_x, self.padded_y, self.padded_dy = padded_x, padded_y, padded_dy
+        self.slope = aligned((n, c, plane), dtype)
+        of_map, of_image, of_row = plane * item, c * plane * item, pitch * item
+
+        def view(of: Array, place: int, height: int, columns: int) -> Array:
+            strides = (of_image, of_map, of_row, item)
+            return np.ndarray((n, c, height, columns), dtype, of, place * item, strides)
+
+        self.x_rows = view(padded_x, edge, h + 2 * edge, w)  # from `edge` rows above the band on
+        self.inner_x = self.x_rows[:, :, edge : edge + h]
+        self.dy_above, self.last_dy, self.dy_below = (
+            view(padded_dy, row * pitch, edge, pitch) for row in (0, h, h + edge)
+        )
+        self.between_rows = view(padded_dy, first + w, h, edge)
+        self.y = padded_y[:, :, first : first + valid]
+
+        self.all_copies_x = aligned((n, rows, stored), dtype)
+        self.all_copies_x.fill(0)
+        self.ones = self.all_copies_x[:, taps, :length]
+        self.ones.fill(1)
+        self.contributions = aligned((n, _decoder_rows(step.weight_shape), stored), dtype)
+        self.all_copies_dy = self.contributions[:, :rows]
+        grid = (n, c, k, k, stored)
         # Tap (p, q) of position (i, j) reads x at (i + p, j + q) and dy at (i + edge - p, ...).
         self.shifted_x = np.ndarray(
-            grid, dtype, padded_x, 0, (of_image, of_map, of_row, of_column, of_row, of_column)
+            grid, dtype, padded_x, 0, (of_image, of_map, of_row, item, item)
         )
         self.shifted_dy = np.ndarray(
-            grid,
+            grid, dtype, padded_dy, first * item, (of_image, of_map, -of_row, -item, item)
+        )
+        self.copies_x_grid, self.copies_dy_grid = (
+            copies[:, :taps].reshape(grid) for copies in (self.all_copies_x, self.all_copies_dy)
+        )
+        of_images, of_tap, _ = self.contributions.strides
+        self.shares = np.ndarray(  # contribution (p, q) of position (i + p, j + q)
+            (n, c, k, k, valid),
             dtype,
-            padded_dy,
-            edge * (of_row + of_column),
-            (of_image, of_map, -of_row, -of_column, of_row, of_column),
+            self.contributions,
+            0,
+            (of_images, k * k * of_tap, k * of_tap + of_row, of_tap + item, item),
         )
 
-        self.code = np.empty((n, f, length), dtype)
-        self.dcode = np.empty((n, f, length), dtype)
-        contributions = np.empty((n, c * taps, length), dtype)
-        by_tap = contributions.reshape(grid)
-        self.taps = [by_tap[:, :, p, q, p : p + h, q : q + w] for p in range(k) for q in range(k)]
-        self.y = np.empty((n, c, h, w), dtype)
-        self.error = np.empty((n, c, h, w), dtype)
-        self.wide_error = np.empty(self.error.size)  # float64: a sum keeps the digits it changes by
+        def blocked(maps: Array) -> Array:
+            return maps.reshape(n, -1, blocks, width).swapaxes(1, 2)
 
-        self.encoder = np.empty((f, c * taps + 1), dtype)  # [W1 b1]
-        self.decoder = np.empty((c * taps, f), dtype)  # W2'
-        self.decoder_t = np.empty((f, c * taps), dtype)
-        self.decoder_bias = np.empty((c, 1, 1), dtype)
-        self.d_encoder = np.empty((n, f, c * taps + 1), dtype)
-        self.d_decoder = np.empty((n, c * taps, f), dtype)
+        self.copies_x, self.copies_dy = blocked(self.all_copies_x), blocked(self.all_copies_dy)
+        self.blocked_contributions = blocked(self.contributions)
+        code = aligned((n, blocks, width, f), dtype)
+        self.code_by_position = code.swapaxes(2, 3)
+        self.code_by_filter = code.reshape(n, blocks, f, width)
+        self.dcode, self.sign = (aligned((n, width, f), dtype) for _ in range(2))
+        self.wide_error = np.empty((n, c, plane))  # float64: a sum keeps the digits it changes by
 
-        # Column blocks of each product, each a small one.
-        wide = _column_blocks(self.encoder.size, length)
-        narrow = _column_blocks(self.decoder.size, length)
-        code, dcode = self.code, self.dcode
-        self.encode = [(copies_x[..., s], code[..., s]) for s in wide]
-        self.decode = [(code[..., s], contributions[..., s]) for s in narrow]
-        self.back_to_code = [(copies_dy[..., s], dcode[..., s]) for s in narrow]
-        self.to_decoder = [(copies_dy[..., s], code[..., s].swapaxes(1, 2)) for s in narrow]
-        self.to_encoder = [(dcode[..., s], copies_x[..., s].swapaxes(1, 2)) for s in wide]
-        self.one = dtype.type(1)
+        self.encoder = np.zeros((rows, f), dtype)  # [W1 b1]^T
+        self.decoder = np.zeros((f, self.contributions.shape[1]), dtype)  # W2'^T
+        self.scaled_decoder = np.zeros((rows, f), dtype)
+        padded_bias = np.zeros((n, c, plane), dtype)  # zero where y has to stay zero
+        self.padded_bias, self.bias = padded_bias, padded_bias[:, :, first : first + valid]
+        self.products = np.empty((2, n, blocks, f, rows), dtype)
+        self.summands = self.products.reshape(2, n * blocks, f, rows)
+        self.product_sums = np.empty((2, f, rows), dtype)
+        self.blocks = [
+            (self.copies_dy[:, b], code[:, b], self.copies_x[:, b], self.products[0, :, b])
+            for b in range(blocks)
+        ]
 
-    def load(self, params: Mapping[str, Array]) -> None:
+    def load(self, params: Mapping[str, Array], scale: float) -> None:
         """Bring the parameters into the arrangement of the products."""
         w1, w2 = params["0.weight"], params["2.weight"]
-        self.encoder[:, :-1] = w1.reshape(len(w1), -1)
-        self.encoder[:, -1] = params["0.bias"]
-        self.decoder[...] = w2.transpose(0, 2, 3, 1).reshape(self.decoder.shape)
-        self.decoder_t[...] = self.decoder.T
-        self.decoder_bias[:, 0, 0] = params["2.bias"]
+        f, taps = len(w1), self.taps
+        self.encoder[:taps] = w1.reshape(f, -1).T
+        self.encoder[taps] = params["0.bias"]
+        self.decoder[:, :taps] = w2.swapaxes(0, 1).reshape(f, -1)
+        np.multiply(self.decoder[:, :taps].T, scale, out=self.scaled_decoder[:taps])
+        self.bias[...] = params["2.bias"][:, None]
 
-    def forward(self, images: Array) -> float:
-        """Fill code, y and error for n images; returns the sum of squared errors."""
-        np.copyto(self.x, images)
+    def forward(self, part: _Part, code: Array) -> float:
+        """Fill code, y and dy (with y - x) for a part; returns the sum of squared errors.
+
+        `code` is one of this object's two arrangements of it.
+        """
+        whole = part.bottom - part.top == self.height
+        if whole:
+            np.copyto(self.inner_x, part.images)
+        else:
+            self._take(part)
         np.copyto(self.copies_x_grid, self.shifted_x)
-        for copies, code in self.encode:
-            np.matmul(self.encoder, copies, out=code)
-        np.tanh(self.code, out=self.code)
-        for code, contributions in self.decode:
-            np.matmul(self.decoder, code, out=contributions)
-        y = self.y
-        np.add(self.taps[0], self.decoder_bias, out=y)
-        for tap in self.taps[1:]:
-            np.add(y, tap, out=y)
-        np.tanh(y, out=y)
-        np.subtract(y, self.x, out=self.error)
-        np.copyto(self.wide_error, self.error.reshape(-1))
-        return float(np.dot(self.wide_error, self.wide_error))
+        np.matmul(self.encoder.T, self.copies_x, out=code)
+        np.tanh(code, out=code)
+        np.matmul(self.decoder.T, code, out=self.blocked_contributions)
+        np.add.reduce(self.shares, axis=(2, 3), out=self.y)
+        y = self.padded_y
+        y += self.padded_bias
+        act.apply_in_place(y, self.decoder_activation)
+        np.subtract(y, self.padded_x, out=self.padded_dy)
+        self.between_rows[...] = 0
+        if not whole:  # y is 0 there, x is what the bands next to this one have
+            self.dy_above[...] = 0
+            self.dy_below[...] = 0
+        np.copyto(self.wide_error, self.padded_dy)
+        error = self.wide_error.reshape(-1)
+        return float(np.dot(error, error))
 
-    def backward(self, scale: Any, sums: _Sums) -> None:
-        """Add the gradients of the n images that `forward` was called for."""
-        y, error, code, dcode = self.y, self.error, self.code, self.dcode
-        np.multiply(y, y, out=y)
-        np.subtract(self.one, y, out=y)
-        np.multiply(error, y, out=error)
-        np.multiply(error, scale, out=self.dy)
-        sums.decoder_bias += self.dy.sum(axis=(0, 2, 3))
+    def _take(self, part: _Part) -> None:
+        """Put the part's pixels, and those around it, into padded_x."""
+        images, top, bottom = part
+        low, high = max(0, top - self.edge), min(self.height, bottom + self.edge)
+        start = self.edge - top  # the place of the image's first row
+        np.copyto(self.x_rows[:, :, start + low : start + high], images[:, :, low:high])
+        self.x_rows[:, :, : start + low] = 0
+        self.x_rows[:, :, start + high :] = 0
+        self.ones.fill(1)
+
+    def backward(self, part: _Part, sums: _Sums, sparsity_scale: float) -> None:
+        """Add the gradients of the part that `forward` was called for."""
+        y, dy, one = self.padded_y, self.padded_dy, self.one
+        if self.decoder_activation == "tanh":
+            slope = np.multiply(y, y, out=self.slope)
+            np.subtract(one, slope, out=slope)
+            np.multiply(dy, slope, out=dy)
+        sums.decoder_bias += np.add.reduce(dy, axis=(0, 2))
+        self._spread(part, sums)
+        np.matmul(self.code_by_position, self.copies_dy.swapaxes(2, 3), out=self.products[1])
+        dcode = self.dcode
+        for copies_dy, code, copies_x, product in self.blocks:
+            np.matmul(self.scaled_decoder.T, copies_dy, out=dcode.swapaxes(1, 2))
+            if sparsity_scale:
+                np.sign(code, out=self.sign)
+                self.sign *= sparsity_scale
+                dcode += self.sign
+            np.multiply(code, code, out=code)
+            np.subtract(one, code, out=code)
+            np.multiply(dcode, code, out=dcode)
+            np.matmul(dcode.swapaxes(1, 2), copies_x.swapaxes(1, 2), out=product)
+        np.add.reduce(self.summands, axis=1, out=self.product_sums)
+        sums.weights += self.product_sums
+
+    def _spread(self, part: _Part, sums: _Sums) -> None:
+        """Make the copies of dy, for the positions of the code that belong to the part."""
+        if part.bottom - part.top == self.height:
+            np.copyto(self.copies_dy_grid, self.shifted_dy)
+            return
+        self.dy_above[...] = 0 if part.top == 0 else sums.dy_above
         np.copyto(self.copies_dy_grid, self.shifted_dy)
-        for copies, code_t in self.to_decoder:
-            sums.decoder += np.matmul(copies, code_t, out=self.d_decoder).sum(axis=0)
-        for copies, part in self.back_to_code:
-            np.matmul(self.decoder_t, copies, out=part)
-        np.multiply(code, code, out=code)
-        np.subtract(self.one, code, out=code)
-        np.multiply(dcode, code, out=dcode)
-        for part, copies_t in self.to_encoder:
-            sums.encoder += np.matmul(part, copies_t, out=self.d_encoder).sum(axis=0)
+        sums.dy_above = self.last_dy.copy()
+        if part.bottom < self.height:
+            self.all_copies_dy[..., self.owned :] = 0
+            self.all_copies_x[..., self.owned :] = 0
 
 
-def _column_blocks(matrix_size: int, length: int) -> list[slice]:
-    """Even cuts of `length` columns, so that matrix times block is a small product."""
-    count = -(-matrix_size * length // SMALL_PRODUCT)
-    return [slice(length * i // count, length * (i + 1) // count) for i in range(count)]
+def _rows(weight_shape: WeightShape) -> int:
+    """Taps and a row of ones, made a multiple of four."""
+    _, c, k, _ = weight_shape
+    return -(-(c * k * k + 1) // 4) * 4
+
+
+def _decoder_rows(weight_shape: WeightShape) -> int:
+    """The same, made a multiple of 32 above 16."""
+    rows = _rows(weight_shape)
+    return rows if rows <= 16 else -(-rows // 32) * 32
