@@ -46,6 +46,31 @@ def test_cuts_do_not_show(case: Any, cut: tuple[int, int], monkeypatch: pytest.M
         np.testing.assert_allclose(found, whole, rtol=1e-12, atol=1e-12)
 
 
+def test_either_map_is_copied_for_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one with fewer numbers to copy, whichever it is."""
+    copied = []
+    products = conv2d_reference._products_with_copies
+
+    def noted(a: Any, *rest: Any) -> Any:
+        copied.append(a)
+        return products(a, *rest)
+
+    monkeypatch.setattr(conv2d_reference, "_products_with_copies", noted)
+    x = np.ones((1, 4, 8, 8))
+    for o, size, narrower in (
+        (4, 6, "x"),
+        (4, 10, "dy"),
+        (3, 8, "dy"),
+        (5, 8, "x"),
+        (2, 6, "dy"),
+        (3, 6, "x"),
+    ):
+        dy = np.ones((1, o, size, size))
+        padding = ((size - 6) // 2,) * 2
+        conv2d.conv2d_backward_weight(dy, x, kernel_size=(3, 3), padding=padding)
+        assert copied.pop() is (dy if narrower == "dy" else x)
+
+
 def test_even_cuts() -> None:
     for length, largest in ((10, 3), (9, 3), (1, 5), (7, 1), (0, 4)):
         cuts = windows.even_cuts(length, largest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,50 @@ def test_small_arrays_are_left_to_the_allocator() -> None:
     with scratch.reusing():
         assert scratch.empty((scratch.SMALLEST - 1,), np.uint8).flags.owndata
         assert not scratch.empty((scratch.SMALLEST,), np.uint8).flags.owndata
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_rows_lie_an_odd_number_of_cache_lines_apart(dtype: type, pooled: bool) -> None:
+    assert scratch.rows((0, 9), dtype).shape == (0, 9)
+    assert scratch.rows((3, 0), dtype).shape == (3, 0)
+    for shape in [(3, 5, 4096), (2, 7), (100, 3968), (4, 16 * 249)]:
+        with scratch.reusing() if pooled else nullcontext():
+            a = scratch.rows(shape, dtype)
+        assert a.shape == shape and a.dtype == dtype and a.strides[-1] == a.itemsize
+        lines, rest = divmod(a.strides[-2], scratch.LINE)
+        assert rest == 0 and lines % 2 == 1 and a.strides[-2] >= shape[-1] * a.itemsize
+        a.fill(1)
+
+
+def test_arrays_begin_with_a_cache_line() -> None:
+    for shape in [(1,), (3, 5), (1000, 100)]:
+        a = scratch.aligned(shape, np.float64)
+        assert a.shape == shape and a.flags.c_contiguous and a.flags.writeable
+        assert address(a) % scratch.LINE == 0
+    with scratch.reusing():
+        assert address(scratch.empty(LARGE)) % scratch.LINE == 0
+
+
+def test_the_buffer_of_numpy_is_small_meanwhile() -> None:
+    before = np.getbufsize()
+    assert before != scratch.BUFFER
+    with scratch.reusing():
+        with scratch.reusing():
+            assert np.getbufsize() == scratch.BUFFER
+        assert np.getbufsize() == scratch.BUFFER
+    assert np.getbufsize() == before
+    found: list[int] = []
+
+    def work() -> None:
+        scratch.reuse_in_this_thread()
+        with np.errstate(over="ignore"):
+            found.append(np.getbufsize())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [scratch.BUFFER] and np.getbufsize() == before
 
 
 def test_each_thread_has_its_own_memory() -> None:

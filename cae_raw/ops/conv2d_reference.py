@@ -13,17 +13,24 @@ The output, the input's gradient (a being dy, with the window turned round) and,
 the copies and the other map, the weight's gradient all go this way. Where there are few channels to
 copy and many to make, all taps are copied and the additions saved.
 
-Images are taken one or two at a time, so that copies and products stay in the second-level cache,
-and products are cut to a million multiply-adds, where OpenBLAS computes small matrices without
-packing them first: for twelve channels at 60x60, 70 us instead of 107.
+Images are taken a few at a time, so that copies and products stay in the second-level cache: one
+of the deep model's large maps where there used to be two, which is a seventh of all its
+convolutions' time. Products are cut to a million multiply-adds, where OpenBLAS computes small
+matrices without packing them first: for twelve channels at 60x60, 70 us instead of 107.
+
+The floor for twelve channels at 60x60 is 9.3 million operations, 55 us on one core here at 170
+GFLOP/s. It takes 125 to 150 in each direction: 55 for the product, 20 for the copies, 10 for the
+additions, 10 for bias and activation, the rest for maps that come from memory and for calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from cae_raw.ops import activation as act
 from cae_raw.ops import scratch
@@ -84,7 +91,8 @@ def backward_weight(
     """dw[o,c,p,q] = sum over n,i,j of dy[n,o,i,j] * x at the tap (p, q). Overwrites `out`."""
     o, c = dy.shape[1], x.shape[1]
     dw = np.empty((o, c, *kernel_size), dtype=x.dtype) if out is None else out
-    if o < c and stride == (1, 1):  # the narrower map is the one to copy
+    # The map with fewer numbers to copy, in the positions of the other, is the one to copy.
+    if stride == (1, 1) and o * prod(x.shape[2:]) < c * prod(dy.shape[2:]):
         sums = _products_with_copies(dy, x, _shifts_of_y(kernel_size, padding), stride)
         dw[...] = sums.transpose(0, 3, 1, 2)
     else:
@@ -106,11 +114,12 @@ def _correlate(a: Array, w: Array, shifts: Shifts, stride: Pair, out: Array) -> 
     r, k, kh, kw = w.shape
     n, _, oh, ow = out.shape
     flat = out.reshape(n, r, oh * ow)
+    # Either matrix is the transpose of one in memory: a tenth less for these products.
     copy_all = stride[0] > 1 or k * kh * kw <= k * kw + r * kh
     if copy_all:
-        matrix, halo, starts = w.reshape(r, k * kh * kw), 0, range(1)
+        matrix, halo, starts = np.ascontiguousarray(w.reshape(r, k * kh * kw).T).T, 0, range(1)
     else:
-        matrix, halo = w.transpose(2, 0, 1, 3).reshape(kh * r, k * kw), kh - 1
+        matrix, halo = w.transpose(1, 3, 2, 0).reshape(k * kw, kh * r).T, kh - 1
         shifts, starts = _without_rows(shifts)
     last = None
     for images, rows, copies in shifted(a, shifts, stride, (oh, ow), halo):
@@ -121,7 +130,7 @@ def _correlate(a: Array, w: Array, shifts: Shifts, stride: Pair, out: Array) -> 
             continue
         if copies is not last:  # views cost as much as small products: make them once
             last, length = copies, part.shape[2]
-            products = scratch.empty((len(copies), kh * r, copies.shape[2]), a.dtype)
+            products = scratch.rows((len(copies), kh * r, copies.shape[2]), a.dtype)
             cuts = _cuts(matrix, copies, products)
             shares = [
                 products[:, p * r : (p + 1) * r, start * ow : start * ow + length]
@@ -161,15 +170,12 @@ def _products_with_copies(a: Array, b: Array, shifts: Shifts, stride: Pair) -> A
 
 def _rows_of_taps(copies: Array, starts: range, ow: int, columns: slice, count: int) -> Array:
     """A view (KH, N, count, K, L / count): for each row of taps the columns, `starts` rows on."""
-    n, k, stored = copies.shape
+    (n, k, _), (of_image, of_row, item) = copies.shape, copies.strides
     width = (columns.stop - columns.start) // count
-    steps = [starts.step * ow, k * stored, width, stored, 1]
-    return np.ndarray(
+    return as_strided(
+        copies[:, :, starts.start * ow + columns.start :],
         (len(starts), n, count, k, width),
-        copies.dtype,
-        copies,
-        (starts.start * ow + columns.start) * copies.itemsize,
-        [step * copies.itemsize for step in steps],
+        (starts.step * ow * item, of_image, width * item, of_row, item),
     )
 
 
