@@ -56,7 +56,9 @@ WeightShape = tuple[int, int, int, int]
 
 SMALL_PRODUCT = 1_000_000  # multiply-adds; OpenBLAS's limit for its small-matrix kernels
 PASS_BYTES = 1_300_000  # of buffers per pass of several images
-BAND_BYTES = 1_200_000  # of shifted copies, where one image is cut into bands
+BAND_BYTES = (
+    700_000  # of shifted copies, where one image is cut into bands; measured, 64 to 512 pixels
+)
 
 
 class SingleLayerStep:
