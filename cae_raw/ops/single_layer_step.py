@@ -15,8 +15,9 @@ each image, with T = C * K * K taps and L = (H + K-1) * (W + K-1) positions:
          [dW1 db1] (F, T + 1)   =  dcode copies_x^T
 
 The floor for an image of CIFAR-10 is 9.3 million operations, 55 us at the 170 GFLOP/s that large
-products reach on one core here, and 9 us of tanh. It takes 104 us, of which the products are 60,
-and was 170 before the points with a star. Each is measured alone, on one thread:
+products reach on one core here, and 9 us of tanh. It takes 105 to 115 us, of which the products are
+60; without the points with a star it takes 1.4 to 1.5 times as long, in the same run. Each point is
+measured alone, on one thread:
 
 - One buffer of shifted copies serves a forward product and the weight gradient that goes with it,
   and a row of ones under it makes both yield the bias as well.
@@ -31,8 +32,8 @@ and was 170 before the points with a star. Each is measured alone, on one thread
 - * Two images at a time, which stay in 2 MB of second-level cache, instead of eight: 12 us less.
   One at a time takes 8 us more, which are calls of NumPy.
 - * Arrays begin with a cache line: 7 us less.
-- * Passes over x, y and dy run over the borders, too, because NumPy takes a third of a microsecond
-  from one map to the next: 3 us less.
+- * Passes over x, y and dy run over the borders, too, because NumPy may copy shorter runs through a
+  buffer, see `scratch.BUFFER`: 3 us less where that has its usual size.
 
 Images whose copies would not fit the cache go through in bands of rows. A band of the output needs
 K-1 more rows of the code than it has; the band below computes these again. Gradients through them
@@ -56,9 +57,7 @@ WeightShape = tuple[int, int, int, int]
 
 SMALL_PRODUCT = 1_000_000  # multiply-adds; OpenBLAS's limit for its small-matrix kernels
 PASS_BYTES = 1_300_000  # of buffers per pass of several images
-BAND_BYTES = (
-    700_000  # of shifted copies, where one image is cut into bands; measured, 64 to 512 pixels
-)
+BAND_BYTES = 700_000  # of shifted copies of a band; measured, from 64 to 512 pixels
 
 
 class SingleLayerStep:
