@@ -17,7 +17,7 @@ from cae_raw.data.scaling import to_floats
 from cae_raw.errors import InputError
 from cae_raw.layers import Conv2d, Layer, MaxPool2d, MaxUnpool2d, MSELoss, Tanh
 from cae_raw.models import Autoencoder, build, single_layer
-from cae_raw.training import engine as engine_module
+from cae_raw.training import cpu_step
 from cae_raw.training.engine import Engine
 
 CHUNK = 4
@@ -298,8 +298,8 @@ def test_chunk_size_follows_the_largest_map(model: Autoencoder) -> None:
     engine = Engine(rgb, (3, 32, 32))
     assert engine.chunk is not None
     largest_map = 4 * 32 * 34 * 34
-    assert engine.chunk * largest_map <= engine_module.CHUNK_BYTES
-    assert (engine.chunk + 1) * largest_map > engine_module.CHUNK_BYTES
+    assert engine.chunk * largest_map <= cpu_step.CHUNK_BYTES
+    assert (engine.chunk + 1) * largest_map > cpu_step.CHUNK_BYTES
     assert Engine(model, (1, 6, 5)).chunk == 64
     assert Engine(rgb, (3, 500, 500)).chunk == 1
 
@@ -310,8 +310,8 @@ def test_chunks_of_a_model_with_linear_layers_are_powers_of_two() -> None:
         chunk = Engine(model, (3, size, size)).chunk
         assert chunk in (1, 2, 4, 8, 16, 32, 64)
         largest_map = 4 * 12 * (size - 2) ** 2
-        assert chunk == 64 or chunk * largest_map > engine_module.CHUNK_BYTES / 2
-        assert chunk * largest_map < 2 * engine_module.CHUNK_BYTES
+        assert chunk == 64 or chunk * largest_map > cpu_step.CHUNK_BYTES / 2
+        assert chunk * largest_map < 2 * cpu_step.CHUNK_BYTES
 
 
 def test_peak_memory_does_not_depend_on_the_batch(rng: np.random.Generator) -> None:

@@ -33,5 +33,9 @@ class NumpyBackend:
     def synchronize(self) -> None:
         """Nothing to wait for."""
 
+    def __reduce__(self) -> str:
+        """There is one, in every process: a copy of a model asks whether its backend is it."""
+        return "NUMPY"
+
 
 NUMPY = NumpyBackend()

@@ -65,6 +65,16 @@ class Sequential(Layer):
         self._adopt(self.parameters.astype(dtype), self.backend)
         return self
 
+    def move_parameters(self, flat: Array) -> Array:
+        """Copy the parameters into `flat`, a vector like theirs, and hold them there from now on.
+
+        Returns the vector that held them before.
+        """
+        before = self.parameters
+        flat[...] = before
+        self._adopt(flat, self.backend)
+        return before
+
     def load_parameters(self, flat: np.ndarray) -> None:
         """Replace all parameters by a host vector (P,) of the same length."""
         if flat.shape != self.parameters.shape:

@@ -19,6 +19,7 @@ import numpy as np
 
 Array = Any
 Shape = tuple[int, ...]
+Stock = dict[int, list[Array]]  # free blocks of memory by their size in bytes
 
 SMALLEST = 1 << 16  # bytes; the allocator of the C library is good at anything below
 LINE = 64  # bytes of a cache line
@@ -31,7 +32,7 @@ BUFFER = 512
 class _Pool(threading.local):
     """Free blocks of this thread by size, or None where memory is not to be used again."""
 
-    free: dict[int, list[Array]] | None = None
+    free: Stock | None = None
 
 
 _pool = _Pool()
@@ -100,13 +101,15 @@ def reuse_in_this_thread() -> None:
 
 
 @contextmanager
-def reusing() -> Iterator[None]:
+def reusing(stock: Stock | None = None) -> Iterator[None]:
     """Use memory again in this thread; what is free at the end goes back to the system.
 
-    Meanwhile NumPy's buffer is small in this thread.
+    With a stock, an empty dict at first, it stays there for the next time. Meanwhile NumPy's buffer
+    is small in this thread.
     """
     before = _pool.free
-    _pool.free = {} if before is None else before
+    if before is None:
+        _pool.free = {} if stock is None else stock
     bufsize = np.setbufsize(BUFFER)
     try:
         yield

@@ -1,11 +1,11 @@
 """A training step in stages, for models with linear layers in their middle, on the CPU.
 
-Convolutions want a batch in small parts, whose maps stay in the cache. A linear layer wants it in
-one piece: the deep model's two have 59 MB of weights, which every part would read three times over
+Convolutions want a batch in small chunks, whose maps stay in the cache. A linear layer wants it in
+one piece: the deep model's two have 59 MB of weights, which every chunk would read three times over
 and write the gradients of. So each kind of layer gets the batch the way it needs it:
 
-                    parts of the batch            blocks of features
-                    (a few images each)           (the whole group of images)
+                    chunks of the batch           blocks of features
+                    (a few images each)           (the whole wave of images)
 
     forward     A  encoder  ----- x (N, F) -----> B  linear layers
                                                         |
@@ -14,204 +14,228 @@ and write the gradients of. So each kind of layer gets the batch the way it need
                                                         |
     backward    E  encoder's gradients  <------- dx (N, F)
 
-Everything in a column is spread over the threads; a line across is a wait for all of them. A group
-is at most GROUP images, so that what A keeps for E (half a megabyte per image) is bounded; further
-groups add their gradients to those of the first. The bits of the result depend on none of this but
-the sizes of parts, blocks and groups, which are functions of the model and the image size: sums run
-in the order of parts and groups, whichever thread computed them.
+Everything in a column is spread over the processors; a line across is a wait for everybody, and an
+array that everybody sees. What A keeps for C and E, half a megabyte per image, stays in the process
+that made it, which therefore gets the same chunks there. A wave is at most WAVE images, so that
+this is bounded; further waves add their gradients to those of the first. The bits of the result
+depend on none of this but the sizes of chunks, blocks and waves, which are functions of the model,
+the image size and the batch: sums run in the order of chunks and waves, whoever computed them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from cae_raw.layers import Gradients, Layer, Linear, MaxPool2d, MSELoss, Trace
+from cae_raw.layers import Gradients, Layer, Linear, MaxPool2d, Trace
 from cae_raw.models import Autoencoder
 from cae_raw.ops import linear as ops
 from cae_raw.ops.windows import even_cuts
+from cae_raw.training.cpu_step import (
+    ADD,
+    CHUNK_BYTES,
+    IMAGES,
+    LARGEST_CHUNK,
+    LAYER,
+    CpuStep,
+    Problem,
+    Run,
+)
+from cae_raw.training.shared_memory import Layout
 
 Array = Any
-Parts = Sequence[np.ndarray]  # of a group: which images make up each part
-Load = Callable[[np.ndarray], Array]  # a part's images, scaled
-InOrder = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]  # map() on the threads
 
-GROUP = 256  # images
+WAVE = 256  # images
 BLOCKS = 8  # that the features of each linear layer are cut into: a few for each thread
 
 
-class StagedStep:
-    """Loss and gradients of a model that has linear layers.
+class StagedStep(CpuStep):
+    """Loss and gradients of a model that has linear layers."""
 
-    Args:
-        model: on the CPU.
-        loss: of its outputs against its inputs.
-        in_order: runs a function for each of some items, in threads; results in order of the items.
-    """
-
-    def __init__(self, model: Autoencoder, loss: MSELoss, in_order: InOrder) -> None:
-        self.model, self.loss, self.in_order = model, loss, in_order
-        linear = [i for i, layer in enumerate(model.stack) if isinstance(layer, Linear)]
-        self.first, self.end = linear[0], linear[-1] + 1
-        self.gradients = np.empty_like(model.parameters)
-        self._views = model.split(self.gradients)
-        self._small = [n for n in self._views if int(n.split(".")[0]) not in linear]
+    def __init__(self, problem: Problem, arrays: dict[str, Array]) -> None:
+        super().__init__(problem, arrays)
+        self.first, self.end = _linear_range(self.model)
+        # What goes into layer i, and its gradient; of the end: what the decoder gets.
+        numbers = range(self.first, self.end + 1)
+        self.values = {i: arrays[f"value {i}"] for i in numbers}
+        self.gradients_of = {i: arrays[f"gradient {i}"] for i in numbers}
+        self._views = self.model.split(self.gradients)
+        self._slots = [dict(_slot_views(self.model, slot)) for slot in arrays["slots"]]
+        self.inputs: dict[int, Array] = {}  # of this process's chunks
+        self.traces: dict[int, Trace] = {}
 
     @staticmethod
     def serves(model: Autoencoder) -> bool:
         """Whether the model is one for this class."""
         return any(isinstance(layer, Linear) for layer in model.stack)
 
-    def step(self, groups: Sequence[Parts], load: Load, elements: int) -> Array:
-        """Fill `gradients` for a batch of so many elements; returns its squared error, (1,)."""
-        total = np.zeros(1)
-        for name in self._small:
-            self._views[name].fill(0)
-        for i, parts in enumerate(groups):
-            for error in self._group(parts, load, elements, add=i > 0):
-                total += error
-        return total
+    @staticmethod
+    def layout(problem: Problem) -> Layout:
+        model, images = problem.model, problem.chunk * problem.chunks
+        first, end = _linear_range(model)
+        shapes = model.layer_shapes(problem.image_shape)
+        numbers = sum(int(np.prod(shape)) for _, shape in _in_slots(model))
+        dtype = model.parameters.dtype
+        layout = {**CpuStep.layout(problem), "slots": ((problem.chunks, numbers), dtype)}
+        for i in range(first, end + 1):
+            for name in ("value", "gradient"):
+                layout[f"{name} {i}"] = ((images, *shapes[i]), dtype)
+        return layout
 
-    def squared_error(self, groups: Sequence[Parts], load: Load) -> float:
-        """The sum of squared errors over all groups."""
-        return sum(error for parts in groups for error in self._errors(parts, load))
+    @staticmethod
+    def chunk_size(largest_map: int) -> int:
+        """A power of two, which gives everybody as many chunks of a usual batch as the others."""
+        size = max(1, min(LARGEST_CHUNK, CHUNK_BYTES // largest_map))
+        return 1 << (size - 1).bit_length()
 
-    # --- one group --------------------------------------------------------------------------
+    @staticmethod
+    def chunks_in_wave(problem: Problem, threads: int) -> int:
+        return max(1, WAVE // problem.chunk)
 
-    def _group(self, parts: Parts, load: Load, elements: int, *, add: bool) -> list[Array]:
-        """Write or `add` its linear layers' gradients, add the others; the errors of its parts."""
-        numbers, middle, errors = range(len(parts)), Trace(), []
-        images, traces, x = self._encode(parts, load)
-        y = self._linear_forward(x, middle)
-        dy = np.empty_like(y)
-        ys, dys = _split(y, parts), _split(dy, parts)
+    # --- schedule ---------------------------------------------------------------------------
 
-        def decode(k: int) -> tuple[Array, Gradients]:
-            trace, grads = dict(traces[k]), Gradients()  # the decoder's part of it goes when done
-            output = self.model.forward(ys[k], trace, start=self.end)
-            error, doutput = self.loss.partial(output, images[k], elements)
-            dys[k][...] = self.model.backward(doutput, trace, grads, start=self.end)
-            return error, grads
+    def wave_gradients(self, run: Run, chunks: int, *, first: bool) -> None:
+        self.frame[ADD] = not first
+        if first:
+            for i, layer in enumerate(self.model.stack):
+                for name in () if isinstance(layer, Linear) else layer.params:
+                    self._views[f"{i}.{name}"].fill(0)
+        middle = Trace()
+        run("encode", chunks)
+        self._linear_forward(run, middle)
+        run("decode", chunks, own="encode")
+        self._linear_backward(run, middle)
+        run("encoder_gradients", chunks, own="encode")
+        for slot in self._slots[:chunks]:
+            self._add(slot)
 
-        def encoder_gradients(k: int) -> Gradients:
-            grads = Gradients()
-            self.model.backward(dxs[k], traces[k], grads, need_dx=False, until=self.first)
-            traces[k].clear()
-            return grads
+    def wave_errors(self, run: Run, chunks: int) -> None:
+        run("encode_only", chunks)
+        self._linear_forward(run, Trace())
+        run("decode_only", chunks, own="encode_only")
 
-        for error, grads in self.in_order(decode, numbers):
-            errors.append(error)
-            self._add(grads)
-        dxs = _split(self._linear_backward(dy, middle, add=add), parts)
-        for grads in self.in_order(encoder_gradients, numbers):
-            self._add(grads)
-        return errors
+    def _linear_forward(self, run: Run, trace: Trace) -> None:
+        """B: through the linear layers and whatever stands between them."""
+        rows = slice(int(self.frame[IMAGES]))
+        for i in range(self.first, self.end):
+            layer = self.model.stack[i]
+            if isinstance(layer, Linear):
+                self.frame[LAYER] = i
+                run("linear_outputs", len(_blocks(layer.out_features)))
+            else:
+                self.values[i + 1][rows] = layer.forward(self.values[i][rows], trace)
 
-    def _errors(self, parts: Parts, load: Load) -> list[float]:
-        """The squared error of each part, by A, B and the first half of C."""
-        images, traces, x = self._encode(parts, load, keep=MaxPool2d)
-        ys = _split(self._linear_forward(x, {}), parts)
-
-        def decode(k: int) -> float:
-            output = self.model.forward(ys[k], traces[k], start=self.end)
-            traces[k].clear()
-            return float(self.loss.partial(output, images[k], 1)[0][0])
-
-        return list(self.in_order(decode, range(len(parts))))
-
-    def _encode(
-        self, parts: Parts, load: Load, *, keep: type[Layer] = Layer
-    ) -> tuple[list[Array], list[Trace], Array]:
-        """A: the parts' images, their traces (of layers of one kind), the linear layers' input."""
-        traces: list[Trace] = [{} for _ in parts]
-        features = self.model.stack[self.first].params["weight"].shape[1]
-        x = np.empty((sum(map(len, parts)), features), self.gradients.dtype)
-        xs = _split(x, parts)
-
-        def encode(k: int) -> Array:
-            images, trace = load(parts[k]), Trace()
-            xs[k][...] = self.model.forward(images, trace, until=self.first)
-            traces[k] = {layer: kept for layer, kept in trace.items() if isinstance(layer, keep)}
-            return images
-
-        return list(self.in_order(encode, range(len(parts)))), traces, x
+    def _linear_backward(self, run: Run, trace: Trace) -> None:
+        """D: back again; the gradients are written, or added to what is there."""
+        rows = slice(int(self.frame[IMAGES]))
+        for i in reversed(range(self.first, self.end)):
+            layer = self.model.stack[i]
+            if isinstance(layer, Linear):
+                self.frame[LAYER] = i
+                both = (layer.out_features, layer.in_features)
+                run("linear_gradients", sum(len(_blocks(features)) for features in both))
+            else:
+                grads = Gradients()
+                dx = layer.backward(self.gradients_of[i + 1][rows], trace, grads)
+                self.gradients_of[i][rows] = dx
+                self._add({f"{i}.{name}": value for name, value in grads.items()})
 
     def _add(self, grads: Gradients) -> None:
         for name, value in grads.items():
             self._views[name] += value
 
-    # --- linear layers ----------------------------------------------------------------------
+    # --- stages over chunks ------------------------------------------------------------------
 
-    def _linear_forward(self, x: Array, trace: Trace) -> Array:
-        """B: through the linear layers and whatever stands between them."""
-        for layer in self.model.stack[self.first : self.end]:
-            if isinstance(layer, Linear):
-                trace[layer] = x
-                x = self._forward_in_blocks(layer, x)
-            else:
-                x = layer.forward(x, trace)
-        return x
+    def encode(self, k: int, *, keep: type[Layer] = Layer) -> None:
+        """A: the chunk's input of the linear layers; its trace, of layers of one kind, is kept."""
+        trace = Trace()
+        self.inputs[k] = self.load(k)
+        code = self.model.forward(self.inputs[k], trace, until=self.first)
+        self.values[self.first][self.rows(k)] = code
+        self.traces[k] = {layer: kept for layer, kept in trace.items() if isinstance(layer, keep)}
 
-    def _linear_backward(self, dy: Array, trace: Trace, *, add: bool) -> Array:
-        """D: back again; the gradients are written, or added to what is there."""
-        for i in reversed(range(self.first, self.end)):
-            layer = self.model.stack[i]
-            if isinstance(layer, Linear):
-                dw, db = self._views[f"{i}.weight"], self._views[f"{i}.bias"]
-                dy = self._backward_in_blocks(layer, trace[layer], dy, dw, db, add=add)
-            else:
-                grads = Gradients()
-                dy = layer.backward(dy, trace, grads)
-                self._add({f"{i}.{name}": value for name, value in grads.items()})
-        return dy
+    def decode(self, k: int) -> None:
+        """C: the chunk's error and the gradients from there to the linear layers' output."""
+        images, trace, grads = self.inputs.pop(k), dict(self.traces[k]), dict(self._slots[k])
+        output = self.model.forward(self.values[self.end][self.rows(k)], trace, start=self.end)
+        error, doutput = self.loss.partial(output, images, self.elements)
+        dy = self.model.backward(doutput, trace, grads, start=self.end)
+        self.gradients_of[self.end][self.rows(k)] = dy
+        self.errors[k] = error[0]
 
-    def _forward_in_blocks(self, layer: Linear, x: Array) -> Array:
-        """Every task makes a few of the output features, for all images."""
-        w, b = layer.weight, layer.bias
-        y = np.empty((len(x), len(w)), x.dtype)
+    def encoder_gradients(self, k: int) -> None:
+        """E: the encoder's gradients."""
+        dx, grads = self.gradients_of[self.first][self.rows(k)], dict(self._slots[k])
+        self.model.backward(dx, self.traces.pop(k), grads, need_dx=False, until=self.first)
 
-        def outputs(block: slice) -> None:
-            y[:, block] = ops.linear_forward(x, w[block], b[block])
+    def encode_only(self, k: int) -> None:
+        """A, where no gradient follows."""
+        self.encode(k, keep=MaxPool2d)
 
-        _exhaust(self.in_order(outputs, _blocks(len(w))))
-        return y
+    def decode_only(self, k: int) -> None:
+        """The first half of C: the chunk's error."""
+        images, trace = self.inputs.pop(k), self.traces.pop(k)
+        output = self.model.forward(self.values[self.end][self.rows(k)], trace, start=self.end)
+        self.errors[k] = self.loss.partial(output, images, 1)[0][0]
 
-    def _backward_in_blocks(
-        self, layer: Linear, x: Array, dy: Array, dw: Array, db: Array, *, add: bool
-    ) -> Array:
-        """Every task makes some rows of dw and db, or a few features of dx, from all images."""
-        w = layer.weight
-        dx = np.empty_like(x)
+    # --- stages over blocks of features -----------------------------------------------------
 
-        def weights(block: slice) -> None:
-            part = np.ascontiguousarray(dy[:, block])
-            if add:
-                dw[block] += ops.linear_backward_weight(part, x)
-                db[block] += ops.linear_backward_bias(part)
-            else:
-                ops.linear_backward_weight(part, x, out=dw[block])
-                ops.linear_backward_bias(part, out=db[block])
+    def linear_outputs(self, k: int) -> None:
+        """A few of a layer's output features, for all images."""
+        layer, x, y = self._linear_layer(self.values)
+        block = _blocks(layer.out_features)[k]
+        y[:, block] = ops.linear_forward(x, layer.weight[block], layer.bias[block])
 
-        def inputs(block: slice) -> None:
-            dx[:, block] = ops.linear_backward_input(dy, w[:, block])
+    def linear_gradients(self, k: int) -> None:
+        """Some rows of dw and db, or a few features of dx, from all images."""
+        layer, dx, dy = self._linear_layer(self.gradients_of)
+        blocks = _blocks(layer.out_features)
+        if k >= len(blocks):
+            block = _blocks(layer.in_features)[k - len(blocks)]
+            dx[:, block] = ops.linear_backward_input(dy, layer.weight[:, block])
+            return
+        i, block = int(self.frame[LAYER]), blocks[k]
+        x = self.values[i][: len(dy)]
+        dw, db = self._views[f"{i}.weight"][block], self._views[f"{i}.bias"][block]
+        dy_block = np.ascontiguousarray(dy[:, block])
+        if self.frame[ADD]:
+            dw += ops.linear_backward_weight(dy_block, x)
+            db += ops.linear_backward_bias(dy_block)
+        else:
+            ops.linear_backward_weight(dy_block, x, out=dw)
+            ops.linear_backward_bias(dy_block, out=db)
 
-        tasks = [(weights, block) for block in _blocks(len(w))]
-        tasks += [(inputs, block) for block in _blocks(w.shape[1])]
-        _exhaust(self.in_order(lambda task: task[0](task[1]), tasks))
-        return dx
+    def _linear_layer(self, arrays: dict[int, Array]) -> tuple[Linear, Array, Array]:
+        """The layer at hand, with what such arrays hold on its input and its output side."""
+        i, rows = int(self.frame[LAYER]), slice(int(self.frame[IMAGES]))
+        layer = self.model.stack[i]
+        assert isinstance(layer, Linear)
+        return layer, arrays[i][rows], arrays[i + 1][rows]
 
 
-def _split(rows: Array, parts: Parts) -> list[Array]:
-    """Views of the rows that belong to each part."""
-    return np.split(rows, np.cumsum([len(part) for part in parts])[:-1])
+def _linear_range(model: Autoencoder) -> tuple[int, int]:
+    """The first linear layer, and what comes behind the last."""
+    linear = [i for i, layer in enumerate(model.stack) if isinstance(layer, Linear)]
+    return linear[0], linear[-1] + 1
+
+
+def _in_slots(model: Autoencoder) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of the parameters whose gradients every chunk has for itself."""
+    first, end = _linear_range(model)
+    for name, shape in zip(model.names, model.shapes, strict=True):
+        if not first <= int(name.split(".")[0]) < end:
+            yield name, shape
+
+
+def _slot_views(model: Autoencoder, slot: Array) -> Iterator[tuple[str, Array]]:
+    start = 0
+    for name, shape in _in_slots(model):
+        size = int(np.prod(shape))
+        yield name, slot[start : start + size].reshape(shape)
+        start += size
 
 
 def _blocks(features: int) -> list[slice]:
     return even_cuts(features, -(-features // BLOCKS))
-
-
-def _exhaust(results: Iterator[Any]) -> None:
-    for _ in results:
-        pass

@@ -1,0 +1,55 @@
+"""A batch in one piece, layer by layer: what a GPU does."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from cae_raw.data.scaling import scale_and_shift
+from cae_raw.layers.loss import MSELoss
+from cae_raw.models import Autoencoder
+from cae_raw.ops.batch import gather
+
+Array = Any
+
+EVALUATION_BATCH = 1024  # images at a time,
+EVALUATION_BYTES = 1 << 28  # unless their largest map takes more than this
+
+
+class WholeBatch:
+    """Gradients and errors of a model over images of one shape, on the model's backend.
+
+    Args:
+        model, image_shape, loss: as `Engine` takes them.
+    """
+
+    def __init__(
+        self, model: Autoencoder, image_shape: tuple[int, ...], largest_map: int, loss: MSELoss
+    ) -> None:
+        self.model, self.loss, self.pixels = model, loss, prod(image_shape)
+        self.images_at_a_time = max(1, min(EVALUATION_BATCH, EVALUATION_BYTES // largest_map))
+        self.scale, self.shift = scale_and_shift(model.value_range)
+        self.gradients = model.backend.empty(model.parameters.shape, model.parameters.dtype)
+
+    def step(self, images: Array, indices: np.ndarray) -> Array:
+        """Fill `gradients` for the batch images[indices]; returns its squared error, (1,)."""
+        x, trace = self._load(images, indices), dict[Any, Any]()
+        y = self.model.forward(x, trace)
+        total, dy = self.loss.partial(y, x, len(indices) * self.pixels)
+        self.model.backward(dy, trace, self.model.split(self.gradients), need_dx=False)
+        return total
+
+    def squared_error(self, images: Array) -> float:
+        """The sum of squared errors over all images."""
+        total, size = 0.0, self.images_at_a_time
+        for start in range(0, len(images), size):
+            x = self._load(images, np.arange(start, min(start + size, len(images))))
+            error = self.loss.partial(self.model.forward(x), x, 1)[0]
+            total += float(self.model.backend.to_numpy(error)[0])
+        return total
+
+    def _load(self, images: Array, indices: np.ndarray) -> Array:
+        place = self.model.backend.asarray(indices)
+        return gather(images, place, scale=self.scale, shift=self.shift)
