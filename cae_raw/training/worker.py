@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -78,14 +79,16 @@ def main(file: int, size: int, numbers: int, commands: int, answers: int) -> Non
     os.close(file)
     with open(commands, "rb") as lines, open(answers, "wb", buffering=0) as out:
         try:
-            step = memory.loads(lines.read(int(lines.readline())))
-            member = Member(step, numbers)
+            member = Member(memory.loads(lines.read(int(lines.readline()))), numbers)
             out.write(answer(None))
             for line in lines:
                 stage, _, own = line.decode().strip().partition(" ")
                 out.write(answer(member.run(stage, own)))
         except BrokenPipeError:  # nobody is there to read it
             pass
+        except Exception as error:
+            with suppress(BrokenPipeError):
+                out.write(answer(error))
         finally:
             os._exit(0)  # there is nothing to tidy up, and this takes no time
 
