@@ -19,6 +19,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -35,6 +36,7 @@ from cae_raw.training.engine import Engine, available_threads
 from cae_raw.training.optimizers import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
+WARM_UP = 2.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ PROBLEMS = {
 
 
 class Ours:
-    """cae-raw, on a thread pool."""
+    """cae-raw, on all processors."""
 
     name = "cae-raw"
 
@@ -163,6 +165,14 @@ def check_equal(all_of_them: list[Any], batch: int) -> dict[str, dict[str, float
     return differences
 
 
+def warm_up(step: Callable[[], Any]) -> None:
+    """Two seconds of work, after which whoever starts processes or compiles has done so."""
+    end = time.perf_counter() + WARM_UP
+    step()
+    while time.perf_counter() < end:
+        step()
+
+
 def race(
     problem: Problem, all_of_them: list[Any], what: str, batch: int, rounds: int
 ) -> dict[str, Any]:
@@ -174,7 +184,9 @@ def race(
     rng = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {c.name: [] for c in all_of_them}
     steps = max(1, problem.images_per_turn // batch)
-    for turn in range(-2, rounds):  # two rounds of warm-up
+    for candidate in all_of_them:
+        warm_up(lambda c=candidate: getattr(c, what)(np.arange(batch)))
+    for turn in range(-1, rounds):  # the first does not count
         batches = [rng.permutation(problem.images)[:batch] for _ in range(steps)]
         for candidate in all_of_them:
             time.sleep(0.1)
@@ -199,18 +211,23 @@ def race(
 def peak_memory_mib(
     problem: Problem, images_shape: tuple[int, ...], batch: int, threads: int
 ) -> float:
-    """Peak resident memory of a process that trains a few steps, less its data set and imports."""
+    """Peak resident memory of a process that trains for a while, less its data set and imports.
+
+    What its worker processes have for themselves is added.
+    """
     code = f"""
 import re, numpy as np
 from pathlib import Path
-from bench.side_by_side import PROBLEMS, Ours
-def peak():  # of this program; getrusage would report that of the one that started it
-    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+from bench.side_by_side import PROBLEMS, Ours, warm_up
+def kib(pid, field):  # of this program; getrusage would report that of the one that started it
+    return int(re.search(field + r":\\s+(\\d+)", Path(f"/proc/{{pid}}/status").read_text())[1])
 images = np.zeros({images_shape}, np.uint8); images += 1
-before = peak()
+before = kib("self", "VmHWM")
 ours = Ours(PROBLEMS[{problem.model!r}], images, {threads})
-for _ in range(3): ours.step(np.arange({batch}) % len(images))
-print((peak() - before) / 1024)
+warm_up(lambda: ours.step(np.arange({batch}) % len(images)))
+children = [file.read_text().split() for file in Path("/proc/self/task").glob("*/children")]
+own = sum(kib(pid, "RssAnon") for pids in children for pid in pids)
+print((kib("self", "VmHWM") - before + own) / 1024)
 """
     command = [sys.executable, "-c", code]
     return float(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)

@@ -36,13 +36,13 @@ class Crew:
         self.workers: Workers | None = None
         self.step = kind(problem, private_arrays(kind.layout(problem)))
         self._hopeful = threads > 1 and supported() and _can_travel(problem.model)
-        self._worked = 0.0  # seconds
+        self._worked, self._widest = 0.0, 1  # seconds; numbers in the longest stage
         self._home: Array = None  # where the parameters were before they were shared
 
     def begin(self) -> CpuStep:
         """The step to use for the next batch; call it before each."""
         try:
-            if self.workers is None and self._hopeful and self._worked >= PATIENCE:
+            if self.workers is None and self._hopeful and self._has_much_to_do:
                 self._start_workers()
             elif self.workers is not None and self.workers.open:
                 if not self.by_processes and self.workers.ready():
@@ -52,6 +52,15 @@ class Crew:
         except NoWorkers:
             self._hopeful = False
         return self.step
+
+    @property
+    def _has_much_to_do(self) -> bool:
+        return self._widest > 1 and self._worked >= PATIENCE
+
+    @property
+    def shared_gradients(self) -> Array | None:
+        """Where processes write the gradients to; None where there are none."""
+        return None if self.workers is None else self.workers.arrays["gradients"]
 
     @property
     def by_processes(self) -> bool:
@@ -68,6 +77,7 @@ class Crew:
         self.threads.each(getattr(self.step, stage), count)
         if count > 1:
             self._worked += time.perf_counter() - started
+            self._widest = max(self._widest, count)
 
     def close(self) -> None:
         """End threads and processes; the parameters are where they were at the beginning."""
@@ -80,7 +90,7 @@ class Crew:
     def _start_workers(self) -> None:
         model, layout = self.problem.model, self.kind.layout(self.problem)
         layout["parameters"] = (model.parameters.shape, model.parameters.dtype)
-        self.workers = Workers(layout, self.threads.count - 1)
+        self.workers = Workers(layout, min(self.threads.count, self._widest) - 1)
         self._home = model.parameters
         self._share_parameters()
         self._shared_step = self.kind(self.problem, self.workers.arrays)

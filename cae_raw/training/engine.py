@@ -62,8 +62,6 @@ class Engine:
         InputError: if the model cannot take such images or does not return them in their shape.
     """
 
-    gradients: Array
-
     def __init__(
         self,
         model: Autoencoder,
@@ -84,6 +82,7 @@ class Engine:
                 "an autoencoder must return images of the input's shape"
             )
         scale_and_shift(model.value_range)  # which has to be one
+        self.gradients: Array = None
         self.loss, self.fused = MSELoss(loss or model.loss), fused
         self.on_cpu = model.backend is NUMPY
         self.threads = (threads or available_threads()) if self.on_cpu else 1
@@ -110,6 +109,9 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if self._depth == 0:
+            shared = None if self._crew is None else self._crew.shared_gradients
+            if shared is not None and self.gradients is shared:
+                self.gradients = shared.copy()  # so that the memory is given back
             self._stack.close()
             self._crew = None
 
