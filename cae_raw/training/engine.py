@@ -33,6 +33,8 @@ from cae_raw.training.whole_batch import WholeBatch
 Array = Any
 T = TypeVar("T")
 
+EVALUATED = 1024  # images, after which other processes may take over
+
 
 def available_threads() -> int:
     """Processors this process may use."""
@@ -138,8 +140,11 @@ class Engine:
         """The sum of squared errors over all images (uint8, on the model's backend)."""
         if self._whole is not None:
             return self._whole.squared_error(images)
-        step, crew = self._begin()
-        return step.squared_error(crew.run, images)
+        size, total = self.chunk * max(1, EVALUATED // self.chunk), 0.0
+        for start in range(0, len(images), size):
+            step, crew = self._begin()
+            total += step.squared_error(crew.run, images[start : start + size])
+        return total
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """Outputs float32 (N, C, H, W) for a few host images uint8 (N, C, H, W)."""
