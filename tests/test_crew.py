@@ -353,7 +353,7 @@ def test_a_signal_to_the_whole_group_saves_and_ends_everybody(
     assert not is_running(int(note.read_text().split()[0]))
     told, command = out.splitlines()[-2:]
     assert told.endswith("everything is saved. To go on:")
-    (run,) = (tmp_path / "runs").glob("*/*")
+    (run,) = (tmp_path / "runs").glob("single-layer/*")
     epochs = len((run / "metrics.csv").read_text().splitlines())  # one more than are done
     again = shlex.split(command)[3:]  # behind the program and what TRAIN takes
     again[again.index("--epochs") + 1] = str(epochs)
@@ -366,5 +366,5 @@ def test_a_signal_to_the_whole_group_saves_and_ends_everybody(
         )
         assert done.returncode == 0, done.stderr
     assert not (tmp_path / "none").exists()
-    (whole,) = (tmp_path / "whole").glob("*/*")
+    (whole,) = (tmp_path / "whole").glob("single-layer/*")
     assert run_contents(run) == run_contents(whole)
