@@ -421,8 +421,58 @@ def _training() -> None:
             )
 
 
+# --- single-layer ---------------------------------------------------------------------------
+
+# name: N, C, F, (H, W), and what is not as usual
+SINGLE_LAYERS: dict[str, tuple[int, int, int, Pair, dict[str, Any]]] = {
+    "color": (1, 3, 32, (32, 32), {}),
+    "color-several": (7, 3, 32, (5, 7), {}),
+    "color-wide": (1, 3, 32, (3, 71), {}),
+    "color-none": (0, 3, 32, (4, 5), {}),
+    "gray": (1, 1, 32, (28, 28), {}),
+    "gray-one-value": (5, 1, 1, (1, 1), {}),
+    "few-filters": (3, 2, 5, (9, 6), {"decoder_tanh": False}),
+    "sparse": (2, 3, 5, (7, 10), {"sparsity": 0.03}),
+}
+
+
+def _single_layers() -> None:
+    for name, (n, c, f, size, more) in SINGLE_LAYERS.items():
+
+        def make(rng: np.random.Generator, n=n, c=c, f=f, size=size) -> tuple[Any, ...]:  # type: ignore[no-untyped-def]
+            images = rng.integers(0, 256, (4, c, *size)).astype(np.uint8)
+            indices = rng.integers(0, 4, n).astype(np.int64)
+            w1, w2 = weights(rng, f, c, 3, 3), weights(rng, c, f, 3, 3)
+            return images, indices, w1, _vector(rng, f), w2, _vector(rng, c)
+
+        def outputs(n=n, c=c, f=f, size=size) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[no-untyped-def]
+            code, y = (n, f, size[0] + 2, size[1] + 2), (n, c, *size)
+            return np.full(code, np.nan, np.float32), np.full(y, np.nan, np.float32)
+
+        scaling = {"scale": 2 / 255, "shift": -1.0}
+        terms = max(n * (size[0] + 2) * (size[1] + 2), 9 * c * f)
+        keywords = {**scaling, "gradient_scale": 0.01, **more}
+        add(
+            "single_layer_gradients",
+            name,
+            lambda rng, make=make, keywords=keywords: (make(rng), keywords),
+            terms,
+        )
+        forward = {k: v for k, v in {**scaling, **more}.items() if k != "sparsity"}
+        add(
+            "single_layer_forward",
+            name,
+            lambda rng, make=make, outputs=outputs, forward=forward: (
+                (*make(rng), *outputs()),
+                forward,
+            ),
+            terms,
+        )
+
+
 _convolutions()
 _pools()
 _products()
 _elementwise()
 _training()
+_single_layers()

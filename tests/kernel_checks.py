@@ -31,7 +31,7 @@ EXACT = {
     "mask_gather", "gather",
 }  # fmt: skip
 # The arguments an operation may write to, by position.
-WRITES = {"sgd_step": (0, 2, 3), "adam_step": (0, 2, 3, 4)}
+WRITES = {"sgd_step": (0, 2, 3), "adam_step": (0, 2, 3, 4), "single_layer_forward": (6, 7)}
 
 MANY_BLOCKS = 37
 

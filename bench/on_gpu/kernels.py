@@ -32,6 +32,7 @@ class Launch:
     kernel: Kernel
     grid: int
     arguments: Mapping[str, Any]
+    shared: int = 0
 
     def amount(self, what: str) -> float:
         """The formula `flops` or `bytes` of the kernel's file for this launch."""
@@ -47,9 +48,11 @@ def kept_launches(backend: Any) -> Iterator[list[Launch]]:
     launches: list[Launch] = []
     launch = backend.launch
 
-    def keep(kernel: Kernel, grid: int, arguments: Mapping[str, Any]) -> None:
-        launches.append(Launch(kernel, grid, arguments))
-        launch(kernel, grid, arguments)
+    def keep(
+        kernel: Kernel, grid: int, arguments: Mapping[str, Any], *, shared: int = 0
+    ) -> None:
+        launches.append(Launch(kernel, grid, arguments, shared))
+        launch(kernel, grid, arguments, shared=shared)
 
     backend.launch = keep
     try:
@@ -108,7 +111,9 @@ def compare(bench: Bench, problem: Problem) -> tuple[float, list[Launch]]:
 def time(bench: Bench, launch: Launch) -> dict[str, Any]:
     """The figures of one launch."""
     backend, kernel = bench.backend, launch.kernel
-    found = bench.milliseconds(lambda: backend.launch(kernel, launch.grid, launch.arguments))
+    found = bench.milliseconds(
+        lambda: backend.launch(kernel, launch.grid, launch.arguments, shared=launch.shared)
+    )
     flops, moved = launch.amount("flops"), launch.amount("bytes")
     shapes = {k: list(v.shape) for k, v in launch.arguments.items() if hasattr(v, "shape")}
     return {

@@ -45,6 +45,7 @@ def problems(tiny: bool = False) -> Iterator[Problem]:
         size = 6 if tiny else size
         yield from _convolution(f"{where} encoder", n, c, 32, size, 2, "tanh")
         yield from _convolution(f"{where} decoder", n, 32, c, size + 2, 0, "tanh")
+        yield from _single_layer(where, n, c, size)
     side = 22 if tiny else 64
     for i, (c, o, size, padding) in enumerate(_deep_convolutions(side)):
         yield from _convolution(f"deep convolution {i + 1}", n, c, o, size, padding, "relu")
@@ -57,6 +58,17 @@ def problems(tiny: bool = False) -> Iterator[Problem]:
     # Too large a window for a tile: the kernels of conv2d_direct.cu.
     n, c, o, window, size = (1, 1, 1, 41, 42) if tiny else (8, 3, 8, 41, 64)
     yield from _convolution("large window", n, c, o, size, 0, None, window)
+
+
+def _single_layer(where: str, n: int, c: int, size: int) -> Iterator[Problem]:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8 * n, c, size, size), np.uint8)
+    weights = (np.float32(0.1) * rng.standard_normal((32, c, 3, 3), np.float32) for _ in range(2))
+    w1, w2 = weights
+    inputs = (images, rng.integers(0, 8 * n, n), w1, (32,), w2.reshape(c, 32, 3, 3), (c,))
+    scaling = {"scale": 2 / 255, "shift": -1.0}
+    yield Problem(where, "single_layer_gradients", inputs, {**scaling, "gradient_scale": 1 / n})
+    yield Problem(where, "single_layer_forward", inputs, scaling)
 
 
 def _deep_convolutions(side: int) -> Iterator[tuple[int, int, int, int]]:

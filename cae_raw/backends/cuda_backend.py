@@ -89,6 +89,7 @@ class CudaBackend:
             cupy.cuda.runtime.getDevice()
         self._functions: dict[tuple[Any, ...], tuple[Any, kernel_source.Entry]] = {}
         self._modules: dict[tuple[Any, ...], Any] = {}
+        self._allowed: dict[tuple[Any, ...], int] = {}  # bytes of dynamic shared memory
         self._lock = threading.Lock()
         self.register()
 
@@ -135,16 +136,30 @@ class CudaBackend:
         """True while a kernel file is being compiled or loaded."""
         return self._lock.locked()
 
-    def launch(self, kernel: Kernel, grid: int, arguments: Mapping[str, Any]) -> None:
+    @functools.cached_property
+    def multiprocessors(self) -> int:
+        """How many blocks run at the same time if each needs a multiprocessor to itself."""
+        return int(self._context.attributes["MultiProcessorCount"])
+
+    @functools.cached_property
+    def shared_limit(self) -> int:
+        """Bytes of shared memory that one block may have, static and dynamic together."""
+        return int(self._context.attributes["MaxSharedMemoryPerBlockOptin"])
+
+    def launch(
+        self, kernel: Kernel, grid: int, arguments: Mapping[str, Any], *, shared: int = 0
+    ) -> None:
         """Start `kernel` with `grid` blocks; `arguments` by the names of its parameters, in order.
 
         Arrays must be C-contiguous, on this device, of the declared dtype and shape; a declared
         shape of one dimension is a number of elements. Scalars are cast to the declared type.
-        A grid of 0 means that there is nothing to do.
+        A grid of 0 means that there is nothing to do. `shared` is in bytes of dynamic shared
+        memory; the kernel's own arrays and it must stay within `shared_limit`.
 
         Raises:
             TypeError: for a wrong name, type, dtype, layout or device.
-            ValueError: for a wrong shape, a scalar out of range, or a grid that is too large.
+            ValueError: for a wrong shape, a scalar out of range, a grid that is too large, or more
+                shared memory than the device has.
         """
         function, entry = self._function(kernel)
         values = self._checked(kernel, entry, arguments)
@@ -155,7 +170,21 @@ class CudaBackend:
         if self.forced_grid is not None:
             grid = self.forced_grid
         with self._context:
-            function((grid,), (kernel.block,), values)
+            if shared:
+                self._allow(kernel, function, shared)
+                function((grid,), (kernel.block,), values, shared_mem=shared)
+            else:
+                function((grid,), (kernel.block,), values)
+
+    def _allow(self, kernel: Kernel, function: Any, shared: int) -> None:
+        """Raise a kernel's limit of dynamic shared memory, which is 48 KiB until somebody asks."""
+        if shared <= self._allowed.get(kernel.key, 0):
+            return
+        room = self.shared_limit - function.shared_size_bytes
+        if shared > room:
+            raise ValueError(f"{kernel.entry}: {shared} bytes of shared memory, {room} are there")
+        function.max_dynamic_shared_size_bytes = shared
+        self._allowed[kernel.key] = shared
 
     def blocks(self, kernel: Kernel, elements: int) -> int:
         """The grid for one thread per element, up to a size at which any GPU is busy."""

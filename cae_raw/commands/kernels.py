@@ -38,7 +38,7 @@ def builds(channels: Sequence[int] = DEFAULT_CHANNELS) -> list[Build]:
         InputError: if no model takes such images.
     """
     found: dict[Any, Build] = {}
-    for build in (*_tiled_convolutions(channels), *_declared()):
+    for build in (*_tiled_convolutions(channels), *_fused(channels), *_declared()):
         found.setdefault(build.kernel.key, build)
     order = {name: i for i, name in enumerate(kernel_source.all_entries())}
     return sorted(found.values(), key=lambda build: order[build.kernel.entry])
@@ -53,6 +53,21 @@ def _declared() -> Iterator[Build]:
         for value in members.values():
             if isinstance(value, Kernel):
                 yield Build(value)
+
+
+def _fused(channels: Sequence[int]) -> Iterator[Build]:
+    """Those of kernels/single_layer_step.cu, with the filters that the model has by default."""
+    from cae_raw.models import build as build_model
+    from cae_raw.ops import single_layer
+
+    for c in channels:
+        model = build_model("single-layer", channels=c)
+        if model.fused_cuda is None:
+            continue
+        filters = model.options["filters"]
+        for entry in kernel_source.entries("single_layer_step"):
+            kernel = single_layer.kernel(entry, c, filters)
+            yield Build(kernel, f"single-layer, {c} channels, {filters} filters")
 
 
 def _tiled_convolutions(channels: Sequence[int]) -> Iterator[Build]:

@@ -24,6 +24,7 @@ from cae_raw.layers import MSELoss, Sequential, Trace
 from cae_raw.models import Autoencoder
 from cae_raw.ops import OPS, Op
 from cae_raw.ops.batch import gather
+from cae_raw.ops.single_layer import single_layer_forward, single_layer_gradients
 from cae_raw.training.optimizers import OPTIMIZERS
 
 Array = Any
@@ -46,6 +47,12 @@ SUM_LENGTHS: dict[str, Callable[[Arguments], int]] = {
     "mask_scatter result": lambda a: prod(a["kernel_size"]),
     "squared_error result 0": lambda a: a["y"].size,
     "penalty result": lambda a: a["p"].size,
+    "single_layer_forward result": lambda a: a["indices"].size * prod(a["images"].shape[1:]),
+    "single_layer_gradients result 0": lambda a: a["indices"].size * prod(a["images"].shape[1:]),
+    # A gradient sums over the code's positions, and each term of it over 9 * F more.
+    "single_layer_gradients result 1": lambda a: (
+        a["indices"].size * (a["images"].shape[2] + 2) * (a["images"].shape[3] + 2) + 9 * len(a["b1"])
+    ),
 }
 
 
@@ -211,7 +218,12 @@ def _training_step(model: Autoencoder, shape: tuple[int, ...], rng: np.random.Ge
     low, high = model.value_range
     images = rng.integers(0, 256, (2 * shape[0], *shape[1:]), dtype=np.uint8)
     indices = rng.integers(0, len(images), shape[0])
-    x = gather(images, indices, scale=(high - low) / 255, shift=low)
+    scaling = {"scale": (high - low) / 255, "shift": low}
+    x = gather(images, indices, **scaling)
+    if model.fused_cuda is not None:
+        whole_model = (images, indices, *model.params.values())
+        single_layer_gradients(*whole_model, **scaling, gradient_scale=1 / x.size)
+        single_layer_forward(*whole_model, **scaling)
     trace: Trace = {}
     _, dy = MSELoss(model.loss)(model.forward(x, trace), x)
     flat = np.full_like(model.parameters, np.nan)

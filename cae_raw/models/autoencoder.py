@@ -8,6 +8,7 @@ from typing import Any
 from cae_raw.errors import InputError
 from cae_raw.layers import Layer, MaxUnpool2d, Sequential
 from cae_raw.layers.base import Array, Trace
+from cae_raw.ops.single_layer import SingleLayerCuda
 from cae_raw.ops.single_layer_step import SingleLayerStep
 
 
@@ -25,6 +26,7 @@ class Autoencoder(Sequential):
         penalised: names of the weights that an L2 penalty goes to: (encoder, decoder).
         fused: for images of a size and a number type, a faster way on the CPU to what `forward`
             and `backward` compute; None where there is none.
+        fused_cuda: the same on a GPU, for images of any size, as bytes.
         name, options: with them `cae_raw.models.build` makes the same model again.
     """
 
@@ -38,6 +40,7 @@ class Autoencoder(Sequential):
         loss: str = "half_mse",
         penalised: tuple[tuple[str, ...], tuple[str, ...]] = ((), ()),
         fused: Callable[[tuple[int, int], Any], SingleLayerStep] | None = None,
+        fused_cuda: SingleLayerCuda | None = None,
         name: str = "custom",
         options: dict[str, Any] | None = None,
     ) -> None:
@@ -49,6 +52,7 @@ class Autoencoder(Sequential):
         self.loss = loss
         self.penalised = penalised
         self.fused = fused
+        self.fused_cuda = fused_cuda
         self.name = name
         self.options = options or {}
 

@@ -13,9 +13,13 @@ from functools import partial
 
 import numpy as np
 
+from cae_raw.data.scaling import scale_and_shift
 from cae_raw.layers import Conv2d, Tanh
 from cae_raw.models.autoencoder import Autoencoder
+from cae_raw.ops.single_layer import SingleLayerCuda, serves
 from cae_raw.ops.single_layer_step import SingleLayerStep
+
+VALUE_RANGE = (-1.0, 1.0)
 
 
 def single_layer(
@@ -25,6 +29,7 @@ def single_layer(
 
     Weights are drawn from `rng` (None: from the operating system) by the truncated-normal rule.
     """
+    shape = (filters, channels, 3, 3)
     return Autoencoder(
         Conv2d(channels, filters, 3, padding=2, rng=rng, init="truncated_normal"),
         Tanh(),
@@ -32,11 +37,12 @@ def single_layer(
         Tanh(),
         encoder_length=2,
         channels=channels,
-        value_range=(-1.0, 1.0),
+        value_range=VALUE_RANGE,
         halo=2,
         loss="half_mse",
         penalised=(("0.weight",), ("2.weight",)),
-        fused=partial(SingleLayerStep, (filters, channels, 3, 3)),
+        fused=partial(SingleLayerStep, shape),
+        fused_cuda=SingleLayerCuda(*scale_and_shift(VALUE_RANGE)) if serves(shape) else None,
         name="single-layer",
         options={"channels": channels, "filters": filters},
     )

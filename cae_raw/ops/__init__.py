@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from cae_raw.ops import activation, batch, conv2d, linear, loss, optim, pad2d, pool2d
+from cae_raw.ops import (
+    activation,
+    batch,
+    conv2d,
+    linear,
+    loss,
+    optim,
+    pad2d,
+    pool2d,
+    single_layer,
+)
 from cae_raw.ops.registry import OPS, Op
 
 __all__ = [
@@ -16,4 +26,5 @@ __all__ = [
     "optim",
     "pad2d",
     "pool2d",
+    "single_layer",
 ]

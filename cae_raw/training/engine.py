@@ -28,7 +28,7 @@ from cae_raw.training.chunked import ChunkedStep
 from cae_raw.training.cpu_step import CpuStep, Problem
 from cae_raw.training.crew import Crew
 from cae_raw.training.staged import StagedStep
-from cae_raw.training.whole_batch import WholeBatch
+from cae_raw.training.whole_batch import FusedBatch, WholeBatch
 
 Array = Any
 T = TypeVar("T")
@@ -95,7 +95,8 @@ class Engine:
             self._kind = StagedStep if StagedStep.serves(model) else ChunkedStep
             self.chunk = self._kind.chunk_size(largest_map)  # images
         else:
-            self._whole = WholeBatch(model, self.image_shape, largest_map, self.loss)
+            kind = FusedBatch if fused and model.fused_cuda is not None else WholeBatch
+            self._whole = kind(model, self.image_shape, largest_map, self.loss)
         self._stack, self._depth = ExitStack(), 0
 
     def __enter__(self) -> Engine:
@@ -148,9 +149,10 @@ class Engine:
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """Outputs float32 (N, C, H, W) for a few host images uint8 (N, C, H, W)."""
-        backend, dtype = self.model.backend, self.model.parameters.dtype
-        x = to_floats(images, self.model.value_range).astype(dtype, copy=False)
-        return backend.to_numpy(self.model.forward(backend.asarray(x)))
+        if self._whole is not None:
+            return self._whole.reconstruct(images)
+        x = to_floats(images, self.model.value_range)
+        return self.model.forward(x.astype(self.model.parameters.dtype, copy=False))
 
     def in_order(self, function: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
         """`map` on this engine's threads, while it is open; results in the order of the items."""

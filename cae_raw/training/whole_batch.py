@@ -1,4 +1,4 @@
-"""A batch in one piece, layer by layer: what a GPU does."""
+"""A batch in one piece: what a GPU does, layer by layer or with the model's fused kernels."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cae_raw.data.scaling import scale_and_shift
 from cae_raw.layers.loss import MSELoss
 from cae_raw.models import Autoencoder
 from cae_raw.ops.batch import gather
+from cae_raw.ops.single_layer import SingleLayerCuda
 
 Array = Any
 
@@ -50,6 +51,38 @@ class WholeBatch:
             total += float(self.model.backend.to_numpy(error)[0])
         return total
 
+    def reconstruct(self, images: np.ndarray) -> np.ndarray:
+        """Outputs float32 (N, C, H, W) for a few host images uint8 (N, C, H, W)."""
+        backend = self.model.backend
+        x = self._load(backend.asarray(images), np.arange(len(images)))
+        return backend.to_numpy(self.model.forward(x))
+
     def _load(self, images: Array, indices: np.ndarray) -> Array:
         place = self.model.backend.asarray(indices)
         return gather(images, place, scale=self.scale, shift=self.shift)
+
+
+class FusedBatch(WholeBatch):
+    """The same for a model with `fused_cuda`: no activation map is ever in device memory."""
+
+    def step(self, images: Array, indices: np.ndarray) -> Array:
+        place = self.model.backend.asarray(indices)
+        scale = self.loss.gradient_scale(len(indices) * self.pixels)
+        return self._fused.gradients(images, place, self.model.params, self.gradients, scale)
+
+    def squared_error(self, images: Array) -> float:
+        backend = self.model.backend
+        every = backend.asarray(np.arange(len(images)))
+        total = self._fused.squared_error(images, every, self.model.params)
+        return float(backend.to_numpy(total)[0])
+
+    def reconstruct(self, images: np.ndarray) -> np.ndarray:
+        backend = self.model.backend
+        y, every = backend.empty(images.shape), backend.asarray(np.arange(len(images)))
+        self._fused.squared_error(backend.asarray(images), every, self.model.params, y)
+        return backend.to_numpy(y)
+
+    @property
+    def _fused(self) -> SingleLayerCuda:
+        assert self.model.fused_cuda is not None
+        return self.model.fused_cuda

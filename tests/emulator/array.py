@@ -18,6 +18,10 @@ class MemoryPointer:
         self.mem = mem
 
 
+# Kilobytes of shared memory that one block may have, by compute capability.
+MAX_SHARED = {"75": 64, "80": 163, "86": 99, "89": 99, "90": 227, "100": 227, "120": 99}
+
+
 class DeviceState:
     """The state of one emulated device."""
 
@@ -29,6 +33,7 @@ class DeviceState:
         self.total = total
         self.multiprocessors = multiprocessors
         self.compute_capability = compute_capability
+        self.max_shared = MAX_SHARED[compute_capability] * 1024
 
 
 def _key_ok(key: Any) -> bool:

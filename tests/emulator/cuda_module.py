@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from .array import DeviceState, MemoryPointer
-from .kernel import DEFAULT_SHARED, MAX_SHARED, CUDARuntimeError
+from .kernel import DEFAULT_SHARED, CUDARuntimeError
 from .memory import OutOfMemoryError
 
 
@@ -137,7 +137,7 @@ def make_cuda(states: list[DeviceState]) -> types.ModuleType:
                 "WarpSize": 32,
                 "MaxThreadsPerBlock": 1024,
                 "MaxSharedMemoryPerBlock": DEFAULT_SHARED,
-                "MaxSharedMemoryPerBlockOptin": MAX_SHARED,
+                "MaxSharedMemoryPerBlockOptin": device.max_shared,
                 "MaxThreadsPerMultiProcessor": 2048,
                 "MaxRegistersPerBlock": 65536,
                 "MaxRegistersPerMultiprocessor": 65536,

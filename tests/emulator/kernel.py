@@ -15,7 +15,6 @@ from .compile import EmulatorError
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_BLOCK = (1024, 1024, 64)
 DEFAULT_SHARED = 48 * 1024
-MAX_SHARED = 227 * 1024
 
 _launches = 0
 
@@ -95,7 +94,7 @@ class RawKernel:
 
     @max_dynamic_shared_size_bytes.setter
     def max_dynamic_shared_size_bytes(self, value: int) -> None:
-        if value + self._info.static_shared > MAX_SHARED:
+        if value + self._info.static_shared > self._emulation.device.max_shared:
             raise CUDARuntimeError("cudaErrorInvalidValue: invalid argument")
         self._max_dynamic = max(value, DEFAULT_SHARED)
 
@@ -124,7 +123,8 @@ class RawKernel:
         if threads > self._info.max_threads:
             self._refuse(f"{threads} threads in a block, at most {self._info.max_threads} allowed")
         total = shared + self._info.static_shared
-        allowed = MAX_SHARED if self._max_dynamic > DEFAULT_SHARED else DEFAULT_SHARED
+        raised = self._max_dynamic > DEFAULT_SHARED
+        allowed = self._emulation.device.max_shared if raised else DEFAULT_SHARED
         if shared < 0 or shared > self._max_dynamic or total > allowed:
             self._refuse(
                 f"{shared} bytes of dynamic and {self._info.static_shared} of static shared "

@@ -1,0 +1,591 @@
+// The single-layer autoencoder whole: from bytes to all gradients in one kernel, and a forward-only
+// twin. See cae_raw/ops/single_layer.py for the formulas, cae_raw/ops/single_layer_plan.py for tiles.
+//
+// single_layer_step: partial[r] = gradients (w1, b1, w2, b2) of gradient_scale/2 * sum (y-x)^2 over piece r
+//   shapes: images (M, C, H, W) uint8, indices (N) int64, w1 (F, C, 3, 3), b1 (F), w2 (C, F, 3, 3), b2 (C), partial (R, P), totals (R, 2) float64
+//   constants: C, F (at most 3 and 32), THREADS, BACK_ROWS, BACK_COLS, DECODER_TANH, SPARSE
+//   flops: 18*N*F*C*(4*(H+2)*(W+2) + H*W)
+//   bytes: N*C*H*W + 4*R*(18*F*C + F + C)
+//   bound: arithmetic
+// single_layer_forward: totals[r] = sum of (y - x)^2 over piece r; also the code and y where they are asked for
+//   shapes: images (M, C, H, W) uint8, indices (N) int64, w1, b1, w2, b2 as above, code (N, F, H+2, W+2) or null, y (N, C, H, W) or null, totals (R, 2) float64
+//   constants: as above
+//   flops: 18*N*F*C*((H+2)*(W+2) + H*W)
+//   bytes: N*C*H*W
+//   bound: arithmetic
+// single_layer_reduce: gradients[m] = sum over r of partial[r,m]; total = sum over r of totals[r]
+//   shapes: partial (R, P), totals (R, 2) float64, gradients (P), total (2) float64
+//   constants: THREADS
+//   flops: R*P
+//   bytes: 4*R*P
+//   bound: latency
+//
+// A unit of work is a tile of an image, on most GPUs the whole image. A block takes the units
+// r, r+R, r+2R, ... of a piece r, one after the other:
+//
+//   device    images, 1 byte per value, read once        parameters, read once per piece
+//                |                                           |
+//   shared    x (C, rows, pitch)      code (rows, cols, 32)  w1, w2 (9*C, 32)    dy (C, rows, pitch)
+//             scaled, two zeros       features innermost     features innermost  two zeros around
+//             around the image
+//                |         \             |         \             |                  |
+//   registers  [1 encode: code = tanh(w1 * x)]  [2 decode: y, loss, dy]  [3 backward: dcode, dw1, dw2]
+//                                                                           |
+//   device    partial (R, P), written once per piece   <-- dw1, dw2, db1, db2 stay in registers
+//
+// The map of the code, ten times everything else, never leaves the multiprocessor, and neither does
+// any gradient before the end of a piece. The three stages see the same data in two arrangements:
+//
+//   forward (1, 2)   A group of 8 lanes makes a tile of 2 x 4 positions, four features per lane; the
+//                    weights of these four (4*9*C) are in registers. A warp works on four tiles.
+//                    Stage 2 sums over features: in the lane, then over the 8 lanes, in an exchange
+//                    that leaves each lane with the C values of one of the 8 positions.
+//   backward (3)     Lane = feature. A warp walks over tiles of BACK_ROWS x BACK_COLS positions; x and
+//                    dy are the same for all lanes (one broadcast), the code is 32 neighbours. So dw1
+//                    and dw2 of a feature are 2*9*C registers of a lane for the whole piece, and
+//                    nothing is summed across lanes at all.
+//
+// What each choice is expected to gain; counted, not measured on a GPU yet, for C = 3, F = 32, 32x32:
+//   - code in shared memory: 148 KB per image not written once and read four times, 0.76 GB per 1,024
+//     images, 0.16 ms of 4.8 TB/s, as long as all the arithmetic takes.
+//   - tiles: a multiply-add per 4-byte word read from shared memory would keep the adders waiting for
+//     3/4 of the time. Words read per 128 multiply-adds of a warp's lanes (1 is the balance, in units
+//     of 128-byte accesses per 4 warp instructions): encode 0.48, decode 0.54, backward 0.71.
+//   - weight gradients in registers: no atomics, no reduction per image (that would add 12 % to 3).
+//   - tanh in 5 instructions instead of about 20: 12 % of a step, see `bounded_tanh`.
+//   - one launch and one reduction instead of 17 launches: 20 to 40 us of a small batch.
+
+#include "common.cuh"
+
+constexpr int TAPS = 9;           // of a 3x3 window
+constexpr int PLANES = C * TAPS;  // weights of a feature, in either convolution
+constexpr int BORDER = 2;         // zeros around x and around dy
+constexpr int WARPS = THREADS / WARP;
+constexpr int PARAMETERS = 2 * F * PLANES + F + C;
+
+// The forward tile: as many positions as lanes in its group.
+constexpr int ROWS = 2, COLS = 4;
+constexpr int GROUP = ROWS * COLS;     // lanes
+constexpr int GROUPS = WARP / GROUP;   // of a warp
+static_assert(4 * GROUP == WARP, "a group of lanes holds 32 features, four per lane");
+static_assert(F <= WARP && C <= 3 && BACK_COLS % 2 == 0, "see cae_raw/ops/single_layer_plan.py");
+
+// Weights, and at the end of a piece their gradients, in shared memory. Features from F on are 0.
+struct Weights {
+  float encoder[PLANES][WARP];
+  float decoder[PLANES][WARP];
+  float encoder_bias[WARP];
+};
+
+// Sums of one thread over a piece. The first three belong to the feature of its lane.
+struct Sums {
+  float encoder[PLANES], decoder[PLANES];
+  float encoder_bias;
+  float decoder_bias[C];
+  float error;  // in float64 from the block's sum on
+};
+
+// Where a unit lies. Rows and columns count from (top, left) of the part of y that it computes, which
+// in the code and in x with its border is position (top, left) as well.
+struct Unit {
+  long long n;                   // of the batch
+  const unsigned char* image;    // null where the index is none of a known image
+  int top, left, height, width;  // of y; the code has 2 more rows and columns
+  int own_i, own_j;              // the first position whose gradients are this unit's
+  int own_rows, own_cols;
+};
+
+// Cut (H + halo) x (W + halo) positions into tiles. To know dcode in a tile, dy must be known 2 rows
+// above it, and for that the code 2 rows above and 2 below: halo = 2. Without gradients it is 0.
+template <int halo>
+__device__ __forceinline__ Unit unit_at(unsigned number, const unsigned char* images,
+                                        const long long* indices, long long M, int H, int W,
+                                        int tile_h, int tile_w) {
+  int across = ceil_div(W + halo, tile_w), down = ceil_div(H + halo, tile_h);
+  int i, j;
+  Unit u;
+  u.n = divide_piece(divide_piece(number, across, j), down, i);
+  long long chosen = indices[u.n];
+  u.image = chosen >= 0 && chosen < M ? images + chosen * C * H * W : nullptr;
+  int own_top = i * tile_h, own_left = j * tile_w;
+  int bottom = min(own_top + tile_h, H + halo), right = min(own_left + tile_w, W + halo);
+  u.top = max(own_top - halo, 0);
+  u.left = max(own_left - halo, 0);
+  u.height = min(bottom, H) - u.top;
+  u.width = min(right, W) - u.left;
+  u.own_i = own_top - u.top;
+  u.own_j = own_left - u.left;
+  u.own_rows = bottom - own_top;
+  u.own_cols = right - own_left;
+  return u;
+}
+
+// Views of the dynamic shared memory. rows and pitch are those of a plane of x or dy.
+struct Shared {
+  Weights* weights;
+  float* x;
+  float* dy;
+  float* code;
+  int rows, pitch, code_pitch;
+
+  __device__ Shared(float* memory, bool gradients, int rows_, int pitch_, int code_pitch_)
+      : rows(rows_), pitch(pitch_), code_pitch(code_pitch_) {
+    weights = (Weights*)memory;
+    x = memory + sizeof(Weights) / sizeof(float);
+    dy = x + C * rows * pitch;
+    code = gradients ? dy + C * rows * pitch : dy;
+  }
+  __device__ int at(int c, int i, int j) const { return (c * rows + i) * pitch + j; }
+  __device__ float* features(int i, int j) const { return code + (i * code_pitch + j) * WARP; }
+};
+
+// tanh(v) = 1 - 2 / (exp(2v) + 1) in five instructions, two of them approximations by the hardware.
+// The absolute error stays below 3e-7, that of a float32 near 1; tanhf also keeps the relative error
+// of values near 0 that small, which a sum over many features does not notice.
+__device__ __forceinline__ float bounded_tanh(float v) {
+  return fmaf(-2.0f, __fdividef(1.0f, exp2f(2.88539008f * v) + 1.0f), 1.0f);
+}
+
+// n floats from an address that is a multiple of 8 bytes; n is even.
+template <int n>
+__device__ __forceinline__ void load_row(float (&row)[n], const float* from) {
+#pragma unroll
+  for (int k = 0; k < n / 2; ++k) {
+    float2 pair = ((const float2*)from)[k];
+    row[2 * k] = pair.x;
+    row[2 * k + 1] = pair.y;
+  }
+}
+
+__device__ __forceinline__ float4 load4(const float* from) { return *(const float4*)from; }
+
+__device__ __forceinline__ void add_product(float4& sum, float4 w, float v) {
+  sum.x = fmaf(w.x, v, sum.x);
+  sum.y = fmaf(w.y, v, sum.y);
+  sum.z = fmaf(w.z, v, sum.z);
+  sum.w = fmaf(w.w, v, sum.w);
+}
+
+__device__ __forceinline__ float add_dot(float sum, float4 a, float4 b) {
+  return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
+}
+
+__device__ __forceinline__ void load_weights(Weights& to, const float* w1, const float* b1,
+                                             const float* w2) {
+  int f = threadIdx.x % WARP;
+#pragma unroll
+  for (int c = 0; c < C; ++c) {
+#pragma unroll
+    for (int step = 0; step < TAPS; step += WARPS) {
+      int tap = step + threadIdx.x / WARP;
+      if (tap >= TAPS) continue;
+      to.encoder[c * TAPS + tap][f] = f < F ? w1[(f * C + c) * TAPS + tap] : 0.0f;
+      to.decoder[c * TAPS + tap][f] = f < F ? w2[(c * F + f) * TAPS + tap] : 0.0f;
+    }
+  }
+  if (threadIdx.x < WARP) to.encoder_bias[f] = f < F ? b1[f] : 0.0f;
+}
+
+// Stage 0: the unit's part of the image as floats, with zeros around it; and zeros for dy. An image
+// that is not known becomes NaN, which makes the mistake visible; `anything` is read in its place.
+template <bool gradients>
+__device__ __forceinline__ void load_image(const Shared& s, const Unit& u,
+                                           const void* anything, int H, int W, float scale,
+                                           float shift) {
+  constexpr int AT_ONCE = 8;  // loads in flight per thread
+  const unsigned char* image = u.image ? u.image : (const unsigned char*)anything;
+  bool known = u.image;
+  if (!known) scale = __int_as_float(0x7fffffff);
+  int row = threadIdx.x / s.pitch, col = threadIdx.x % s.pitch;  // of all planes, one below the other
+  const int down = THREADS / s.pitch, right = THREADS % s.pitch;
+  for (int e = threadIdx.x; e < C * s.rows * s.pitch;) {
+    float value[AT_ONCE];
+#pragma unroll
+    for (int k = 0; k < AT_ONCE; ++k) {
+      int c = (C > 1 && row >= s.rows) + (C > 2 && row >= 2 * s.rows);
+      int h = u.top + row - c * s.rows - BORDER, v = u.left + col - BORDER;
+      bool inside = row < C * s.rows && h >= 0 && h < H && v >= 0 && v < W;
+      // No branch: the loads of all eight values are under way at the same time.
+      float byte = image[inside && known ? ((long long)c * H + h) * W + v : 0];
+      // Rounded like kernels/batch.cu does: x is NumPy's to the last bit.
+      value[k] = inside ? __fadd_rn(__fmul_rn(byte, scale), shift) : 0.0f;
+      col += right;
+      row += down + (col >= s.pitch);
+      if (col >= s.pitch) col -= s.pitch;
+    }
+#pragma unroll
+    for (int k = 0; k < AT_ONCE; ++k, e += THREADS) {
+      if (e >= C * s.rows * s.pitch) break;
+      s.x[e] = value[k];
+      if (gradients) s.dy[e] = 0.0f;
+    }
+  }
+}
+
+// Stage 1: code[f,i,j] = tanh(b1[f] + sum over c,p,q of w1[f,c,p,q] * x[c,i+p,j+q]).
+__device__ __forceinline__ void encode(const Shared& s, const Unit& u, float* code, int H, int W) {
+  int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  int first = lane % GROUP * 4;  // of the lane's four features
+  float4 w[PLANES];
+#pragma unroll
+  for (int k = 0; k < PLANES; ++k) w[k] = load4(&s.weights->encoder[k][first]);
+
+  int across = ceil_div(u.width + BORDER, COLS);
+  int tiles = across * ceil_div(u.height + BORDER, ROWS);
+  for (int tile = warp * GROUPS + lane / GROUP; tile < tiles; tile += WARPS * GROUPS) {
+    int j0, i0 = ROWS * divide_piece(tile, across, j0);
+    j0 *= COLS;
+    float4 bias = load4(&s.weights->encoder_bias[first]), sum[ROWS][COLS];
+#pragma unroll
+    for (int i = 0; i < ROWS; ++i) {
+#pragma unroll
+      for (int j = 0; j < COLS; ++j) sum[i][j] = bias;
+    }
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+#pragma unroll
+      for (int r = 0; r < ROWS + 2; ++r) {
+        float row[COLS + 2];
+        load_row(row, s.x + s.at(c, i0 + r, j0));
+#pragma unroll
+        for (int p = 0; p < 3; ++p) {
+          int i = r - p;  // the output row that sees this row through tap row p
+          if (i < 0 || i >= ROWS) continue;
+#pragma unroll
+          for (int q = 0; q < 3; ++q) {
+#pragma unroll
+            for (int j = 0; j < COLS; ++j) {
+              add_product(sum[i][j], w[c * TAPS + p * 3 + q], row[j + q]);
+            }
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < ROWS; ++i) {
+#pragma unroll
+      for (int j = 0; j < COLS; ++j) {
+        float4 h = sum[i][j];
+        h = make_float4(bounded_tanh(h.x), bounded_tanh(h.y), bounded_tanh(h.z), bounded_tanh(h.w));
+        *(float4*)(s.features(i0 + i, j0 + j) + first) = h;
+        if (code && i0 + i < u.height + BORDER && j0 + j < u.width + BORDER) {
+          float value[4] = {h.x, h.y, h.z, h.w};
+          long long plane = (long long)(H + 2) * (W + 2);
+          long long at = (u.n * F + first) * plane + (u.top + i0 + i) * (W + 2) + u.left + j0 + j;
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            if (first + k < F) code[at + k * plane] = value[k];
+          }
+        }
+      }
+    }
+  }
+}
+
+// Sum over the lanes of a group: lane k gets the totals of position k in sum[...][0]. At each step a
+// lane gives away half of what it has left and receives the other half's counterpart.
+__device__ __forceinline__ void exchange(float (&sum)[C][GROUP]) {
+  int lane = threadIdx.x % WARP;
+#pragma unroll
+  for (int half = GROUP / 2; half > 0; half /= 2) {
+    bool upper = lane & half;
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+#pragma unroll
+      for (int k = 0; k < half; ++k) {
+        float given = upper ? sum[c][k] : sum[c][k + half];
+        float kept = upper ? sum[c][k + half] : sum[c][k];
+        sum[c][k] = kept + __shfl_xor_sync(ALL_LANES, given, half);
+      }
+    }
+  }
+}
+
+// Stage 2: y[c,i,j] = act(b2[c] + sum over f,p,q of w2[c,f,p,q] * code[f,i+p,j+q]), the squared error
+// of the unit's own part of y, and dy = gradient_scale * (y - x) * act'(y).
+template <bool gradients>
+__device__ __forceinline__ void decode(const Shared& s, const Unit& u, const float* b2, float* y,
+                                       int H, int W, float gradient_scale, Sums& sums) {
+  int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  int member = lane % GROUP;
+  float4 w[PLANES];
+#pragma unroll
+  for (int k = 0; k < PLANES; ++k) w[k] = load4(&s.weights->decoder[k][4 * member]);
+
+  int across = ceil_div(u.width, COLS), tiles = across * ceil_div(u.height, ROWS);
+  // All lanes stay together for the exchange: a group without a tile repeats the last one.
+  for (int start = warp * GROUPS; start < tiles; start += WARPS * GROUPS) {
+    int tile = start + lane / GROUP;
+    int j0, i0 = ROWS * divide_piece(min(tile, tiles - 1), across, j0);
+    j0 *= COLS;
+    float sum[C][GROUP];
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+#pragma unroll
+      for (int k = 0; k < GROUP; ++k) sum[c][k] = 0.0f;
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS + 2; ++r) {
+#pragma unroll
+      for (int v = 0; v < COLS + 2; ++v) {
+        float4 h = load4(s.features(i0 + r, j0 + v) + 4 * member);
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i) {
+#pragma unroll
+          for (int j = 0; j < COLS; ++j) {
+            int p = r - i, q = v - j;  // the tap through which position (i, j) sees this one
+            if (p < 0 || p > 2 || q < 0 || q > 2) continue;
+#pragma unroll
+            for (int c = 0; c < C; ++c) {
+              float& total = sum[c][i * COLS + j];
+              total = add_dot(total, w[c * TAPS + p * 3 + q], h);
+            }
+          }
+        }
+      }
+    }
+    exchange(sum);
+    int i = i0 + member / COLS, j = j0 + member % COLS;
+    if (tile >= tiles || i >= u.height || j >= u.width) continue;
+    bool own = i >= u.own_i && j >= u.own_j;  // the halo belongs to the neighbours
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      float value = sum[c][0] + b2[c];
+      if (DECODER_TANH) value = bounded_tanh(value);
+      int at = s.at(c, i + BORDER, j + BORDER);
+      float error = value - s.x[at];
+      if (own) sums.error = fmaf(error, error, sums.error);
+      if (gradients) {
+        float d = gradient_scale * error;
+        if (DECODER_TANH) d *= 1.0f - value * value;
+        s.dy[at] = d;
+        if (own) sums.decoder_bias[c] += d;
+      }
+      if (y) y[((u.n * C + c) * H + u.top + i) * W + u.left + j] = value;
+    }
+  }
+}
+
+// Stage 3, for the unit's own positions: dcode[f,i,j] = (sum over c,p,q of w2[c,f,p,q] * dy[c,i-p,j-q]
+// + sparsity * sign(code)) * (1 - code^2), and the weight gradients
+//   dw2[c,f,p,q] += code[f,i,j] * dy[c,i-p,j-q]      dw1[f,c,p,q] += dcode[f,i,j] * x[c,i+p,j+q]
+__device__ __forceinline__ void backward(const Shared& s, const Unit& u, float sparsity,
+                                         Sums& sums, float& magnitude) {
+  int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  float magnitudes = 0.0f;
+  float w[PLANES];
+#pragma unroll
+  for (int k = 0; k < PLANES; ++k) w[k] = s.weights->decoder[k][lane];
+
+  int across = ceil_div(u.own_cols, BACK_COLS);
+  int tiles = across * ceil_div(u.own_rows, BACK_ROWS);
+  for (int tile = warp; tile < tiles; tile += WARPS) {
+    int j0, i0 = BACK_ROWS * divide_piece(tile, across, j0);
+    j0 *= BACK_COLS;
+    int rows = u.own_rows - i0, cols = u.own_cols - j0;  // what is left of the unit
+    i0 += u.own_i;
+    j0 += u.own_j;
+    float h[BACK_ROWS][BACK_COLS], d[BACK_ROWS][BACK_COLS];
+#pragma unroll
+    for (int i = 0; i < BACK_ROWS; ++i) {
+#pragma unroll
+      for (int j = 0; j < BACK_COLS; ++j) {
+        h[i][j] = i < rows && j < cols ? s.features(i0 + i, j0 + j)[lane] : 0.0f;
+        d[i][j] = 0.0f;
+      }
+    }
+    // Row r of dy with its border, r rows below the tile's first, is y's row i0 + r - 2: output row i
+    // sees it through tap row p = i - (r - 2).
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+#pragma unroll
+      for (int r = 0; r < BACK_ROWS + 2; ++r) {
+        float row[BACK_COLS + 2];
+        load_row(row, s.dy + s.at(c, i0 + r, j0));
+#pragma unroll
+        for (int p = 0; p < 3; ++p) {
+          int i = r + p - 2;
+          if (i < 0 || i >= BACK_ROWS) continue;
+#pragma unroll
+          for (int q = 0; q < 3; ++q) {
+            int k = c * TAPS + p * 3 + q;
+#pragma unroll
+            for (int j = 0; j < BACK_COLS; ++j) {
+              d[i][j] = fmaf(w[k], row[j + 2 - q], d[i][j]);
+              sums.decoder[k] = fmaf(h[i][j], row[j + 2 - q], sums.decoder[k]);
+            }
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < BACK_ROWS; ++i) {
+#pragma unroll
+      for (int j = 0; j < BACK_COLS; ++j) {
+        float value = h[i][j];
+        if (SPARSE) {
+          magnitudes += fabsf(value);
+          if (value != 0.0f) d[i][j] += copysignf(sparsity, value);
+        }
+        d[i][j] = i < rows && j < cols ? d[i][j] * (1.0f - value * value) : 0.0f;
+        sums.encoder_bias += d[i][j];
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+#pragma unroll
+      for (int r = 0; r < BACK_ROWS + 2; ++r) {
+        float row[BACK_COLS + 2];
+        load_row(row, s.x + s.at(c, i0 + r, j0));
+#pragma unroll
+        for (int p = 0; p < 3; ++p) {
+          int i = r - p;
+          if (i < 0 || i >= BACK_ROWS) continue;
+#pragma unroll
+          for (int q = 0; q < 3; ++q) {
+            int k = c * TAPS + p * 3 + q;
+#pragma unroll
+            for (int j = 0; j < BACK_COLS; ++j) {
+              sums.encoder[k] = fmaf(d[i][j], row[j + q], sums.encoder[k]);
+            }
+          }
+        }
+      }
+    }
+  }
+  if (SPARSE) magnitude += magnitudes;
+}
+
+// The sums of all threads of a block, into one row of `partial`. The warps take turns, so that the
+// order is fixed; the sums take the place of the weights.
+__device__ __forceinline__ void store_gradients(Weights& to, Sums& sums, float* partial) {
+  int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  for (int turn = 0; turn < WARPS; ++turn) {
+    if (warp == turn) {
+#pragma unroll
+      for (int k = 0; k < PLANES; ++k) {
+        to.encoder[k][lane] = sums.encoder[k] + (turn ? to.encoder[k][lane] : 0.0f);
+        to.decoder[k][lane] = sums.decoder[k] + (turn ? to.decoder[k][lane] : 0.0f);
+      }
+      to.encoder_bias[lane] = sums.encoder_bias + (turn ? to.encoder_bias[lane] : 0.0f);
+    }
+    __syncthreads();  // before the next warp adds
+  }
+  if (lane < F) {
+    for (int c = 0; c < C; ++c) {
+      for (int tap = warp; tap < TAPS; tap += WARPS) {
+        partial[(lane * C + c) * TAPS + tap] = to.encoder[c * TAPS + tap][lane];
+        partial[F * PLANES + F + (c * F + lane) * TAPS + tap] = to.decoder[c * TAPS + tap][lane];
+      }
+    }
+    if (warp == 0) partial[F * PLANES + lane] = to.encoder_bias[lane];
+  }
+#pragma unroll
+  for (int c = 0; c < C; ++c) {
+    float total = block_sum<THREADS>(sums.decoder_bias[c]);
+    if (threadIdx.x == 0) partial[PARAMETERS - C + c] = total;
+  }
+}
+
+__device__ __forceinline__ void store_totals(float error, float magnitude, double* totals) {
+  double of_errors = block_sum<THREADS>((double)error);
+  double of_magnitudes = SPARSE ? block_sum<THREADS>((double)magnitude) : 0.0;
+  if (threadIdx.x == 0) {
+    totals[0] = of_errors;
+    totals[1] = of_magnitudes;
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) single_layer_step(
+    const unsigned char* __restrict__ images,  // (M * C * H * W)
+    const long long* __restrict__ indices,     // (N)
+    const float* __restrict__ w1,              // (F, C, 3, 3)
+    const float* __restrict__ b1,              // (F)
+    const float* __restrict__ w2,              // (C, F, 3, 3)
+    const float* __restrict__ b2,              // (C)
+    float* __restrict__ partial,               // (R, 18 * F * C + F + C)
+    double* __restrict__ totals,               // (R, 2)
+    long long M, long long N, int H, int W, int R, int tile_h, int tile_w,
+    int rows, int pitch, int code_pitch,
+    float scale, float shift, float gradient_scale, float sparsity)
+{
+  extern __shared__ __align__(16) float memory[];
+  __shared__ Unit u;  // every thread needs all of it, but not all the time: it would take registers
+  Shared s(memory, true, rows, pitch, code_pitch);
+  unsigned units = N * ceil_div(H + BORDER, tile_h) * ceil_div(W + BORDER, tile_w);
+  __shared__ float magnitudes[THREADS];  // sums of |code|, here for the same reason
+  FOR_EACH_BLOCK(piece, R) {
+    load_weights(*s.weights, w1, b1, w2);
+    Sums sums = {};
+    magnitudes[threadIdx.x] = 0.0f;
+    for (unsigned number = piece; number < units; number += R) {
+      if (threadIdx.x == 0) {
+        u = unit_at<BORDER>(number, images, indices, M, H, W, tile_h, tile_w);
+      }
+      __syncthreads();  // the unit is there
+      load_image<true>(s, u, w1, H, W, scale, shift);
+      __syncthreads();  // x and the weights are there
+      encode(s, u, nullptr, H, W);
+      __syncthreads();  // the code is there
+      decode<true>(s, u, b2, nullptr, H, W, gradient_scale, sums);
+      __syncthreads();  // dy is there
+      backward(s, u, sparsity, sums, magnitudes[threadIdx.x]);
+      __syncthreads();  // before the next image overwrites x and dy
+    }
+    store_gradients(*s.weights, sums, partial + (long long)piece * PARAMETERS);
+    store_totals(sums.error, magnitudes[threadIdx.x], totals + 2 * piece);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) single_layer_forward(
+    const unsigned char* __restrict__ images,  // (M * C * H * W)
+    const long long* __restrict__ indices,     // (N)
+    const float* __restrict__ w1,              // (F, C, 3, 3)
+    const float* __restrict__ b1,              // (F)
+    const float* __restrict__ w2,              // (C, F, 3, 3)
+    const float* __restrict__ b2,              // (C)
+    float* __restrict__ code,                  // (N, F, H + 2, W + 2) or null
+    float* __restrict__ y,                     // (N, C, H, W) or null
+    double* __restrict__ totals,               // (R, 2)
+    long long M, long long N, int H, int W, int R, int tile_h, int tile_w,
+    int rows, int pitch, int code_pitch, float scale, float shift)
+{
+  extern __shared__ __align__(16) float memory[];
+  __shared__ Unit u;  // every thread needs all of it, but not all the time: it would take registers
+  Shared s(memory, false, rows, pitch, code_pitch);
+  unsigned units = N * ceil_div(H, tile_h) * ceil_div(W, tile_w);
+  FOR_EACH_BLOCK(piece, R) {
+    load_weights(*s.weights, w1, b1, w2);
+    Sums sums = {};
+    for (unsigned number = piece; number < units; number += R) {
+      if (threadIdx.x == 0) {
+        u = unit_at<0>(number, images, indices, M, H, W, tile_h, tile_w);
+      }
+      __syncthreads();  // the unit is there
+      load_image<false>(s, u, w1, H, W, scale, shift);
+      __syncthreads();  // x and the weights are there
+      encode(s, u, code, H, W);
+      __syncthreads();  // the code is there
+      decode<false>(s, u, b2, y, H, W, 0.0f, sums);
+      __syncthreads();  // before the next image overwrites x
+    }
+    store_totals(sums.error, 0.0f, totals + 2 * piece);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) single_layer_reduce(
+    const float* __restrict__ partial,   // (R * P)
+    const double* __restrict__ totals,   // (R, 2)
+    float* __restrict__ gradients,       // (P)
+    double* __restrict__ total,          // (2)
+    long long R, long long P)
+{
+  column_sums<THREADS>(partial, gradients, R, P);
+  if (blockIdx.x != gridDim.x - 1) return;  // whole blocks leave
+  for (int k = 0; k < 2; ++k) {
+    double sum = 0.0;
+    for (long long r = threadIdx.x; r < R; r += THREADS) sum += totals[2 * r + k];
+    sum = block_sum<THREADS>(sum);
+    if (threadIdx.x == 0) total[k] = sum;
+  }
+}
