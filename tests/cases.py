@@ -430,6 +430,7 @@ SINGLE_LAYERS: dict[str, tuple[int, int, int, Pair, dict[str, Any]]] = {
     "color-wide": (1, 3, 32, (3, 71), {}),
     "color-none": (0, 3, 32, (4, 5), {}),
     "gray": (1, 1, 32, (28, 28), {}),
+    "gray-odd": (5, 1, 4, (5, 7), {}),
     "gray-one-value": (5, 1, 1, (1, 1), {}),
     "few-filters": (3, 2, 5, (9, 6), {"decoder_tanh": False}),
     "sparse": (2, 3, 5, (7, 10), {"sparsity": 0.03}),
