@@ -16,8 +16,8 @@
 // single_layer_reduce: gradients[m] = sum over r of partial[r,m]; total = sum over r of totals[r]
 //   shapes: partial (R, P), totals (R, 2) float64, gradients (P), total (2) float64
 //   constants: THREADS
-//   flops: R*P
-//   bytes: 4*R*P
+//   flops: R*P + 2*R
+//   bytes: 4*(R*P + P) + 16*(R + 1)
 //   bound: latency
 //
 // A unit of work is a tile of an image, on most GPUs the whole image. A block takes the units
@@ -45,15 +45,17 @@
 //                    and dw2 of a feature are 2*9*C registers of a lane for the whole piece, and
 //                    nothing is summed across lanes at all.
 //
-// What each choice is expected to gain; counted, not measured on a GPU yet, for C = 3, F = 32, 32x32:
-//   - code in shared memory: 148 KB per image not written once and read four times, 0.76 GB per 1,024
-//     images, 0.16 ms of 4.8 TB/s, as long as all the arithmetic takes.
-//   - tiles: a multiply-add per 4-byte word read from shared memory would keep the adders waiting for
-//     3/4 of the time. Words read per 128 multiply-adds of a warp's lanes (1 is the balance, in units
-//     of 128-byte accesses per 4 warp instructions): encode 0.48, decode 0.54, backward 0.71.
-//   - weight gradients in registers: no atomics, no reduction per image (that would add 12 % to 3).
-//   - tanh in 5 instructions instead of about 20: 12 % of a step, see `bounded_tanh`.
-//   - one launch and one reduction instead of 17 launches: 20 to 40 us of a small batch.
+// What each choice is expected to gain. All of it is counted, for C = 3, F = 32 and images of 32x32,
+// in the machine code for sm_90; none of it was measured on a GPU yet. docs/performance.md has the sums.
+//   - The code stays in shared memory: 148 KB per image are not written once and read four times. For
+//     1,024 images that is 0.76 GB, 0.16 ms at 4.8 TB/s, as long as all the arithmetic takes.
+//   - Tiles in registers. Shared memory moves 128 bytes in the time of 4 multiply-adds of a warp. In
+//     that measure it is busy for 0.50, 0.54 and 0.71 of the time of the multiply-adds in stages 1, 2
+//     and 3; without tiles, one word per multiply-add, for 4 times as long as they take.
+//   - Weight gradients in registers for a whole piece: no atomics, and not the sum over warps after
+//     each image, which would add 12 % to stage 3.
+//   - tanh in 6 instructions instead of about 20 (`bounded_tanh`): 9 % of a step.
+//   - 2 launches instead of 16: 20 to 40 us of a small batch.
 
 #include "common.cuh"
 
@@ -139,7 +141,7 @@ struct Shared {
   __device__ float* features(int i, int j) const { return code + (i * code_pitch + j) * WARP; }
 };
 
-// tanh(v) = 1 - 2 / (exp(2v) + 1) in five instructions, two of them approximations by the hardware.
+// tanh(v) = 1 - 2 / (exp(2v) + 1) in six instructions, two of them approximations by the hardware.
 // The absolute error stays below 3e-7, that of a float32 near 1; tanhf also keeps the relative error
 // of values near 0 that small, which a sum over many features does not notice.
 __device__ __forceinline__ float bounded_tanh(float v) {

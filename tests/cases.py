@@ -427,7 +427,7 @@ def _training() -> None:
 SINGLE_LAYERS: dict[str, tuple[int, int, int, Pair, dict[str, Any]]] = {
     "color": (1, 3, 32, (32, 32), {}),
     "color-several": (7, 3, 32, (5, 7), {}),
-    "color-wide": (1, 3, 32, (3, 71), {}),
+    "color-wide": (1, 3, 32, (5, 53), {}),
     "color-none": (0, 3, 32, (4, 5), {}),
     "gray": (1, 1, 32, (28, 28), {}),
     "gray-odd": (5, 1, 4, (5, 7), {}),

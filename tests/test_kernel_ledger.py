@@ -18,7 +18,18 @@ import pytest
 
 from cae_raw.backends import kernel_source, nvrtc
 from cae_raw.backends.cuda_backend import Kernel
-from cae_raw.ops import activation, batch, conv2d, linear, loss, optim, pad2d, pool2d, reduce
+from cae_raw.ops import (
+    activation,
+    batch,
+    conv2d,
+    linear,
+    loss,
+    optim,
+    pad2d,
+    pool2d,
+    reduce,
+    single_layer,
+)
 from cae_raw.ops import conv2d_plan as plan
 
 LEDGER = Path(__file__).with_name("kernel_ledger.json")
@@ -49,6 +60,9 @@ def modules() -> dict[str, Kernel]:
         constants = plan.constants(c, o, (3, 3), (1, 1))
         assert constants is not None
         result[f"conv2d {c}->{o}"] = Kernel("conv2d", "conv2d_forward", constants, "FWD_THREADS")
+    for name, channels, sparse in (("1", 1, False), ("3", 3, False), ("3 sparse", 3, True)):
+        kernel = single_layer.kernel("single_layer_step", channels, 32, sparse=sparse)
+        result[f"single-layer {name}"] = kernel
     return result
 
 
@@ -106,6 +120,8 @@ def test_resources(arch: str) -> None:
     for name, (registers, shared, _, *spills) in rows.items():
         assert spills == [0, 0], f"{name} spills registers on {arch}"
         assert shared <= MAX_STATIC_SHARED, name
+        if name.startswith("single-layer"):  # beside the dynamic shared memory of its plan
+            assert shared <= single_layer.plan.STATIC_SHARED, name
         kernel = modules()[name.split("/")[0]]
         assert registers * max(v for k, v in kernel.constants.items() if "THREADS" in k) <= 65536
     known = json.loads(LEDGER.read_text())

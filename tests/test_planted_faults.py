@@ -143,7 +143,7 @@ FAULTS = [
           "if (tile >= tiles) continue;", "single_layer_gradients", "gray-odd"),
     Fault("tail-of-a-backward-tile", "single_layer_step.cu",
           "d[i][j] = i < rows && j < cols ? d[i][j] * (1.0f - value * value) : 0.0f;",
-          "d[i][j] = d[i][j] * (1.0f - value * value);", "single_layer_gradients", "gray-odd"),
+          "d[i][j] = d[i][j] * (1.0f - value * value);", "single_layer_gradients", "color-wide"),
     Fault("halo-counted-twice", "single_layer_step.cu",
           "bool own = i >= u.own_i && j >= u.own_j;", "bool own = true;",
           "single_layer_gradients", "color-wide"),

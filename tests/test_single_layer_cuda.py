@@ -1,4 +1,4 @@
-"""The fused kernels of the single-layer model: cuts of images, the engine's use, whole trainings."""
+"""The fused kernels of the single-layer model: cuts of images, the engine, whole trainings."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_more_shared_memory_than_the_device_has_is_refused() -> None:
     given |= {"code": None, "y": None, "totals": totals}
     given |= {**single_layer._sizes(placed[0], placed[1], cut, 1), **SCALING}
     kernel = single_layer.kernel("single_layer_forward", 1, 3)
-    with pytest.raises(ValueError, match="bytes of shared memory, .* are there"):
+    with pytest.raises(ValueError, match=r"bytes of shared memory, \d+ are there"):
         backend.launch(kernel, 1, given, shared=cut.shared)
 
 
@@ -204,4 +204,3 @@ def test_an_empty_batch_has_no_gradient(backend: Backend) -> None:
         total = engine.step(backend.asarray(images), np.arange(0))
         assert backend.to_numpy(total)[0] == 0
         assert not backend.to_numpy(engine.gradients).any()
-

@@ -48,9 +48,7 @@ def kept_launches(backend: Any) -> Iterator[list[Launch]]:
     launches: list[Launch] = []
     launch = backend.launch
 
-    def keep(
-        kernel: Kernel, grid: int, arguments: Mapping[str, Any], *, shared: int = 0
-    ) -> None:
+    def keep(kernel: Kernel, grid: int, arguments: Mapping[str, Any], *, shared: int = 0) -> None:
         launches.append(Launch(kernel, grid, arguments, shared))
         launch(kernel, grid, arguments, shared=shared)
 

@@ -51,7 +51,8 @@ SUM_LENGTHS: dict[str, Callable[[Arguments], int]] = {
     "single_layer_gradients result 0": lambda a: a["indices"].size * prod(a["images"].shape[1:]),
     # A gradient sums over the code's positions, and each term of it over 9 * F more.
     "single_layer_gradients result 1": lambda a: (
-        a["indices"].size * (a["images"].shape[2] + 2) * (a["images"].shape[3] + 2) + 9 * len(a["b1"])
+        a["indices"].size * (a["images"].shape[2] + 2) * (a["images"].shape[3] + 2)
+        + 9 * len(a["b1"])
     ),
 }
 
@@ -218,7 +219,7 @@ def _training_step(model: Autoencoder, shape: tuple[int, ...], rng: np.random.Ge
     low, high = model.value_range
     images = rng.integers(0, 256, (2 * shape[0], *shape[1:]), dtype=np.uint8)
     indices = rng.integers(0, len(images), shape[0])
-    scaling = {"scale": (high - low) / 255, "shift": low}
+    scaling: dict[str, Any] = {"scale": (high - low) / 255, "shift": low}
     x = gather(images, indices, **scaling)
     if model.fused_cuda is not None:
         whole_model = (images, indices, *model.params.values())

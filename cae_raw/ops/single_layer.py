@@ -256,7 +256,7 @@ class SingleLayerCuda:
     """
 
     def __init__(self, scale: float, shift: float) -> None:
-        self.scaling = {"scale": scale, "shift": shift}
+        self.scaling: dict[str, Any] = {"scale": scale, "shift": shift}
 
     def gradients(
         self, images: Array, indices: Array, params: Mapping[str, Array], out: Array, scale: float
@@ -274,5 +274,5 @@ class SingleLayerCuda:
         self, images: Array, indices: Array, params: Mapping[str, Array], y: Array | None = None
     ) -> Array:
         """The sum alone; y (N, C, H, W) receives the reconstructions if it is given."""
-        found = single_layer_forward(images, indices, *params.values(), None, y, **self.scaling)
-        return found
+        w1, b1, w2, b2 = params.values()
+        return single_layer_forward(images, indices, w1, b1, w2, b2, None, y, **self.scaling)

@@ -28,8 +28,8 @@ WEIGHT_FLOATS = WARP  # and 18 * C * WARP: Weights of the kernel
 
 # Instructions of a warp per tile or per element, read in the machine code for sm_90 with C = 3.
 # Only their ratios matter here: they choose between cuts.
-ENCODE_COST, DECODE_COST, BACKWARD_COST = 1150, 1140, 1810
-LOAD_COST = 40  # per value of the padded image and thread
+ENCODE_COST, DECODE_COST, BACKWARD_COST = 1118, 1101, 1770
+LOAD_COST = 55  # per value of the padded image and thread
 UNIT_COST = 1500  # waiting: four barriers and the first loads of an image
 FEW = 16  # cuts of a side that are all tried; beyond that, tiles of some widths
 WIDTHS = (8, 12, 16, 24, 32, 48, 64)
