@@ -156,6 +156,18 @@ def train_command(
     save_every_seconds: Annotated[
         float, typer.Option(metavar="X", help="Time between checkpoints inside an epoch.")
     ] = 60.0,
+    tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard/--no-tensorboard", help="Write event files into the run's folder."
+        ),
+    ] = True,
+    images_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Epochs between pictures in the event files; 0: none.  [default: 10]"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train an autoencoder, or go on with a run that was stopped.
@@ -211,6 +223,8 @@ def train_command(
         threads=threads,
         save_every_seconds=save_every_seconds,
         cache=not no_cache,
+        tensorboard=tensorboard,
+        images_every=images_every,
         out=sys.stderr if as_json else sys.stdout,
     )
     if as_json:
@@ -253,6 +267,7 @@ def evaluate_command(
         typer.echo(line)
 
 
+app.command("show")(app_models.show_command)
 app.command("reconstruct")(app_models.reconstruct_command)
 app.command("encode")(app_models.encode_command)
 app.command("decode")(app_models.decode_command)

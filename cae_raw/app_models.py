@@ -23,6 +23,79 @@ from cae_raw.app_options import (
 from cae_raw.errors import InputError
 
 
+def show_command(
+    run: Annotated[
+        Path | None,
+        typer.Argument(parser=path_of, metavar="RUN", help="A run's folder.  [default: newest]"),
+    ] = None,
+    checkpoint: CheckpointFile = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of, metavar="FILE", help="Show what becomes of this image; needs no data."
+        ),
+    ] = None,
+    index: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of the split, counted from 0.  [default: 0]"),
+    ] = None,
+    class_name: Annotated[
+        str | None,
+        typer.Option("--class", metavar="NAME", help="Count only images of this class."),
+    ] = None,
+    split: Split = None,
+    data_dir: DataDir = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this picture; may be given again."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of, metavar="DIR", help="Folder for the pictures.  [default: RUN/pictures]"
+        ),
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Draw what a trained model has learned, and what it does to an image.
+
+    Writes PNG files for a slide: reconstructions, encoder_filters, decoder_filters, encoder_maps,
+    decoder_maps, code, masks, output (maps and output before and after their activation), errors
+    and curves. Models have those of them that they have layers for.
+
+    With --checkpoint alone, the pictures go to the folder pictures.
+
+    \b
+    Examples:
+      cae-raw show
+      cae-raw show runs/single-layer/cifar10_adam_lr=0.001_b=128 --class airplane
+      cae-raw show --image photo.jpg --out pictures
+      cae-raw show --only encoder_filters --only curves
+    """
+    from cae_raw.commands.show import show
+
+    report = show(
+        run,
+        checkpoint=checkpoint,
+        image=image,
+        index=index,
+        class_name=class_name,
+        split=split,
+        data_dir=data_dir,
+        only=only or [],
+        out=out,
+        runs_dir=runs_dir,
+        device=device,
+        threads=threads,
+        say=sys.stderr if as_json else sys.stdout,
+    )
+    if as_json:
+        print_json(report)
+
+
 def reconstruct_command(
     images: Annotated[
         list[Path] | None,

@@ -48,6 +48,14 @@ def check_options(config: TrainConfig, epochs: int, threads: int | None, save_ev
         )
 
 
+def check_images_every(images_every: int | None, tensorboard: bool) -> None:
+    """Raise InputError unless pictures can go to event files so often."""
+    if images_every is not None:
+        _require("images_every", images_every, images_every >= 0, "at least 0")
+        if not tensorboard:
+            raise InputError("--images-every has no effect with --no-tensorboard: omit one of them")
+
+
 def check_threads(threads: int | None) -> None:
     """Raise InputError unless `threads` is a number of threads that can be started."""
     if threads is not None:

@@ -9,14 +9,17 @@ from typing import TextIO
 
 from cae_raw.backends import choose_backend
 from cae_raw.commands.data import CACHES, load_data
-from cae_raw.commands.options import check_options
+from cae_raw.commands.options import check_images_every, check_options
 from cae_raw.data.base import Dataset
 from cae_raw.errors import InputError
 from cae_raw.models.summary import summarize
 from cae_raw.training.config import TrainConfig
+from cae_raw.training.events import EventRecorder
 from cae_raw.training.progress import BarReporter, LineReporter
 from cae_raw.training.run_dir import RunDir
 from cae_raw.training.session import Outcome, Reporter, RunSession
+
+IMAGES_EVERY = 10  # epochs, by default
 
 
 def train(
@@ -29,11 +32,14 @@ def train(
     device: str,
     threads: int | None,
     save_every_seconds: float,
+    tensorboard: bool,
+    images_every: int | None,
     cache: bool = True,
     out: TextIO,
 ) -> Outcome:
     """Train the run that `config` names for `epochs` epochs in all; talk to `out`."""
     check_options(config, epochs, threads, save_every_seconds)
+    check_images_every(images_every, tensorboard)
     if not cache and config.dataset != "folder":
         raise InputError(
             "--no-cache needs --dataset folder to have an effect: add that, or omit --no-cache"
@@ -64,8 +70,12 @@ def train(
         elif session.resumed:
             batches = f" and {_count(state.batch, 'batch', 'es')}" if state.batch else ""
             print(f"resuming after {_count(state.epoch, 'epoch')}{batches}", file=out)
-        outcome = session.train(epochs, _reporter(out), save_every_seconds)
+        every = IMAGES_EVERY if images_every is None else images_every
+        recorder = EventRecorder(run, every) if tensorboard else None
+        outcome = session.train(epochs, _reporter(out), save_every_seconds, recorder)
     _say_what_next(outcome, data_dir if config.data_dir is None else None, out)
+    if tensorboard and outcome.signal is None:
+        print(f"  {shlex.join(['tensorboard', '--logdir', str(runs_dir)])}", file=out, flush=True)
     return outcome
 
 
@@ -131,6 +141,7 @@ def _say_what_next(outcome: Outcome, data_dir: Path | None, out: TextIO) -> None
         f"look at {run.reconstructions}\n"
         "next:\n"
         f"  {shlex.join(['cae-raw', 'evaluate', str(run.path), *found])}\n"
+        f"  {shlex.join(['cae-raw', 'show', str(run.path), *found])}\n"
         f"  {shlex.join(['cae-raw', 'reconstruct', '--run', str(run.path), 'IMAGE.png'])}",
         file=out,
         flush=True,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cae_raw.data.base import Dataset, Images, Split
 from cae_raw.errors import unknown_name
 
+READ_TOGETHER = 1024  # images, when looking for one
 SPLITS = ("train", "validation", "test")
 
 
@@ -31,6 +32,29 @@ def find_split(dataset: Dataset, name: str) -> Images:
         raise unknown_name("split", name, SPLITS)
     split: Images = getattr(dataset, name)
     return split
+
+
+class Found(NamedTuple):
+    """An image of a split: uint8 (C, H, W), its place from 0, its label where there are labels."""
+
+    pixels: NDArray[np.uint8]
+    number: int
+    label: int | None
+
+
+def find_image(split: Images, index: int, label: int | None = None) -> Found | None:
+    """The image at a place, counted from 0, or so many among those of a label; None beyond them."""
+    start, left = 0, index
+    for images, _, labels in in_order(split, READ_TOGETHER, ""):
+        here = np.arange(len(images))
+        if label is not None:
+            here = here[:0] if labels is None else np.flatnonzero(labels == label)
+        if left < len(here):
+            i = int(here[left])
+            return Found(images[i], start + i, None if labels is None else int(labels[i]))
+        left -= len(here)
+        start += len(images)
+    return None
 
 
 def in_order(split: Images, batch_size: int, prefix: str) -> Iterator[Named]:

@@ -189,11 +189,11 @@ def code(view: View) -> Iterator[Picture]:
         return
     numbers = view.output_of(index)
     columns = _divisor_near(numbers.size, round((numbers.size * 16 / 9) ** 0.5))
-    values = np.full(-(-numbers.size // columns) * columns, np.nan, np.float32)
-    values[: numbers.size] = numbers
-    values = values.reshape(-1, columns)
+    rows = -(-numbers.size // columns)
+    values = np.full((rows, columns), np.nan, np.float32)
+    values.flat[: numbers.size] = numbers
     scale = Scale.of(numbers)
-    grid = Grid.filling(1, *values.shape, (WIDTH - BAR, HEIGHT - 250))
+    grid = Grid.filling(1, rows, columns, (WIDTH - BAR, HEIGHT - 250))
     title = f"{numbers.size} numbers, {columns} in a row: {_bounds(numbers)}"
     words = f"layer {index}: what the encoder makes of {view.focus_name}, besides the pooling masks"
     yield Picture(

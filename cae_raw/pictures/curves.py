@@ -79,7 +79,7 @@ def curves_chart(
                 )
                 errors += [value for value in values if value > 0]
         _dress(axes, errors, MaxNLocator(integer=True))
-        canvas = FigureCanvasAgg(figure)
+        canvas: Any = FigureCanvasAgg(figure)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
         return Image.fromarray(np.ascontiguousarray(pixels))

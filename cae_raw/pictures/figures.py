@@ -27,6 +27,9 @@ FIGURES: dict[str, Callable[[View], Iterator[Picture]]] = {
 }
 
 
+WITHOUT_IMAGES = ("encoder_filters", "decoder_filters", "curves")  # figures that need none
+
+
 def pictures(view: View, names: Iterable[str] | None = None) -> Iterator[Picture]:
     """The pictures of these figures (None: of all), made one by one.
 

@@ -87,8 +87,8 @@ def colours_of(filters: Floats, top: float) -> Bytes:
 
 def _patches(filters: Floats, scale: Scale) -> Image:
     """Filters (N, C, KH, KW) with 1 or 3 channels as small images."""
-    count, channels, *size = filters.shape
-    grid = Grid.filling(count, *size, (WIDTH - BAR, HEIGHT - 250))
+    count, channels, kh, kw = filters.shape
+    grid = Grid.filling(count, kh, kw, (WIDTH - BAR, HEIGHT - 250))
     if channels == 1:
         return map_panel("weights", filters[:, 0], scale, grid)
     body = tiles(colours_of(filters, scale.top), grid)

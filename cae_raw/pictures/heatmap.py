@@ -23,17 +23,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ANCHORS = (0x000004, 0x210C4A, 0x57106E, 0x8A226A, 0xBC3754, 0xE45A31, 0xF98E09, 0xF9CB35, 0xFCFFA4)
-SIGNED_ANCHORS = (
-    0x0B2A5B,
-    0x1F62A8,
-    0x6FB0DC,
-    0xCBE3F0,
-    0xF7F6F4,
-    0xF9D5BF,
-    0xEC8A62,
-    0xBE2F35,
-    0x640D22,
-)
+BELOW_0 = (0x0B2A5B, 0x1F62A8, 0x6FB0DC, 0xCBE3F0)
+ABOVE_0 = (0xF9D5BF, 0xEC8A62, 0xBE2F35, 0x640D22)
 NOT_FINITE = (0, 255, 255)  # cyan, which neither map contains
 STEPS = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)  # finer than `scale_top`'s own, for scales that fit tightly
 
@@ -48,7 +39,7 @@ def _colours(hexadecimal: Sequence[int]) -> NDArray[np.uint8]:
 
 
 COLOURS = _colours(ANCHORS)
-SIGNED_COLOURS = _colours(SIGNED_ANCHORS)
+SIGNED_COLOURS = _colours((*BELOW_0, 0xF7F6F4, *ABOVE_0))
 
 
 def scale_top(
@@ -56,8 +47,8 @@ def scale_top(
 ) -> float:
     """A round number (one of `steps` times a power of ten) for the upper end of a colour scale.
 
-    It is the first above this share of the finite values, so that a few outliers do not turn the rest
-    black, and not below `least`, so that the noise of a near-perfect map is not blown up.
+    It is the first above this `share` of the finite values, so that a few outliers do not turn the
+    rest black, and not below `least`, so that the noise of a near-perfect map is not blown up.
     """
     finite = values[np.isfinite(values)]
     wanted = max(least, float(np.quantile(finite, share)) if finite.size else 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,17 +13,21 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def png_bytes(picture: Image) -> bytes:
-    """A Pillow image as a PNG file's bytes."""
-    buffer = BytesIO()
-    picture.save(buffer, "PNG")
+def png_bytes(picture: Image, words: Mapping[str, str] | None = None) -> bytes:
+    """A Pillow image as a PNG file's bytes, with text by keyword in it."""
+    from PIL.PngImagePlugin import PngInfo
+
+    buffer, info = BytesIO(), PngInfo()
+    for keyword, value in (words or {}).items():
+        info.add_text(keyword, value)
+    picture.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 
-def save_png(picture: Image, path: Path) -> None:
-    """Write a PNG file atomically.
+def save_png(picture: Image, path: Path, words: Mapping[str, str] | None = None) -> None:
+    """Write a PNG file atomically, with text by keyword in it.
 
     Raises:
         InputError: if the file cannot be written.
     """
-    atomic_write(path, png_bytes(picture))
+    atomic_write(path, png_bytes(picture, words))

@@ -17,6 +17,14 @@ from cae_raw.layers import Conv2d, Layer, MaxPool2d
 from cae_raw.layers.activation import Activation
 from cae_raw.models import Autoencoder
 
+LONGEST_NAME = 90  # letters of a run's name under a title
+
+
+def _printable(name: str) -> str:
+    """A name as the pictures' font can write it, on one line."""
+    plain = name.encode("ascii", "replace").decode()
+    return plain if len(plain) <= LONGEST_NAME else plain[: LONGEST_NAME - 3] + "..."
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -40,20 +48,22 @@ class View:
 
     Args:
         model: on the backend that does the work.
-        images: uint8 (N, C, H, W) that the model can take, N at least 1.
+        images: uint8 (N, C, H, W) that the model can take, N at least 1; None serves for those
+            figures that show weights or history.
         focus: number of the one whose maps are shown; focus_name: what to call it.
         name: of the run or the model, for headings.
         history: what each epoch achieved; see `cae_raw.training.trainer.EpochRecord`.
         epoch: that the weights are of, if it is known.
 
     Raises:
-        InputError: if there are no images, or they do not fit the model.
+        InputError: if there are no images, or they do not fit the model; with None, when an image
+            is asked for.
     """
 
     def __init__(
         self,
         model: Autoencoder,
-        images: NDArray[np.uint8],
+        images: NDArray[np.uint8] | None,
         *,
         focus: int = 0,
         focus_name: str = "one image",
@@ -61,16 +71,28 @@ class View:
         history: Sequence[Any] = (),
         epoch: int | None = None,
     ) -> None:
+        if images is not None:
+            self._check(model, images)
+        self.model, self._images = model, images
+        self.focus, self.focus_name = focus, _printable(focus_name)
+        self.name = _printable(name or model.name)
+        self.history, self.epoch = list(history), epoch
+
+    @staticmethod
+    def _check(model: Autoencoder, images: NDArray[np.uint8]) -> None:
         if not len(images):
             raise InputError("no images to show: give at least one")
         if tuple(model.output_shape(images.shape[1:])) != images.shape[1:]:
             raise InputError(
                 f"images of shape {images.shape[1:]} do not fit the model {model.name}"
             )
-        self.model, self.images = model, images
-        self.focus, self.focus_name = focus, focus_name
-        self.name = name or model.name
-        self.history, self.epoch = list(history), epoch
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """uint8 (N, C, H, W)."""
+        if self._images is None:
+            raise InputError("no images to show: give at least one")
+        return self._images
 
     @property
     def heading(self) -> str:
@@ -147,7 +169,7 @@ class View:
     def stages(self) -> list[Stage]:
         """The convolutions, in their order."""
         stack, cut = self.model.stack, self.model.encoder_length
-        convs = [i for i, layer in enumerate(stack) if isinstance(layer, Conv2d)]
+        convs = {i: layer for i, layer in enumerate(stack) if isinstance(layer, Conv2d)}
         found = []
         for side in ("encoder", "decoder"):
             mine = [i for i in convs if (i < cut) == (side == "encoder")]
@@ -161,7 +183,7 @@ class View:
                         key=f"{side}_{number}" if many else side,
                         title=f"{side}'s convolution {number} of {len(mine)}" if many else side,
                         index=i,
-                        conv=stack[i],
+                        conv=convs[i],
                         activation=activation,
                         is_output=i + 1 + (activation is not None) == len(stack),
                     )

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from cae_raw.errors import InputError
 from cae_raw.figures import Figures
 from cae_raw.files import atomic_write
+from cae_raw.training.event_file import delete_events
 from cae_raw.training.trainer import EpochRecord
 
 
@@ -27,6 +28,8 @@ class RunDir:
         self.last = path / "last.safetensors"
         self.best = path / "best.safetensors"
         self.reconstructions = path / "reconstructions.png"
+        self.pictures = path / "pictures"  # of `cae-raw show`
+        self.event_folders = (path / "train", path / "validation")  # of TensorBoard
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -64,6 +67,8 @@ class RunDir:
         written = (self.last, self.best, self.metrics, self.config, self.reconstructions)
         for file in (*written, *results):
             file.unlink(missing_ok=True)
+        for folder in self.event_folders:
+            delete_events(folder)
 
     def write_config(self, config: dict[str, Any]) -> None:
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -81,6 +86,29 @@ class RunDir:
             row["images_per_second"] = f"{record.images_per_second:.0f}"
             table.writerow(row)
         atomic_write(self.metrics, text.getvalue().encode())
+
+    def read_metrics(self) -> list[EpochRecord]:
+        """The table that `write_metrics` wrote; empty where there is none.
+
+        Raises:
+            InputError: if it is damaged.
+        """
+        try:
+            text = self.metrics.read_text()
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {self.metrics}: {error}") from error
+        kinds = get_type_hints(EpochRecord)
+        try:
+            return [
+                EpochRecord(**{name: kinds[name](value) for name, value in row.items()})
+                for row in csv.DictReader(io.StringIO(text))
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.metrics} is damaged: delete it, the run itself does not need it"
+            ) from error
 
     def write_results(self, split: str, figures: Figures, epoch: int) -> None:
         """`<split>_results.txt`: the figures of the best checkpoint."""

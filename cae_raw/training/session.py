@@ -42,6 +42,16 @@ class Reporter(Protocol):
     def end(self) -> None: ...
 
 
+class Recorder(Reporter, Protocol):
+    """A Reporter that leaves something on the disk; see `events`.
+
+    It hears of a batch or an epoch before the checkpoint that contains it is saved, and is asked
+    to flush then: so whatever a kill leaves, nothing that the checkpoint stands for is missing.
+    """
+
+    def flush(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a training ended."""
@@ -94,6 +104,7 @@ class RunSession:
         threads: int | None = None,
     ) -> None:
         self.run = run
+        self._recorder: Recorder | None = None
         model = config.make_model(dataset.train.image_shape).to(backend)
         self.trainer = Trainer(
             model,
@@ -131,7 +142,13 @@ class RunSession:
         trainer.optimizer.load_state(saved.optimizer)
         trainer.state = TrainState.from_json(saved.state)
 
-    def train(self, epochs: int, reporter: Reporter, save_every_seconds: float = 60) -> Outcome:
+    def train(
+        self,
+        epochs: int,
+        reporter: Reporter,
+        save_every_seconds: float = 60,
+        recorder: Recorder | None = None,
+    ) -> Outcome:
         """Train until `epochs` epochs are done in all, or until SIGINT or SIGTERM.
 
         Whatever ends it, the folder holds a checkpoint from which the same call goes on exactly.
@@ -141,16 +158,22 @@ class RunSession:
         run.write_config(self.config)
         run.write_metrics(trainer.state.history)
         saved_at = time.monotonic()
-        reporter.begin(trainer, epochs)
+        self._recorder = recorder
+        heard_by = [reporter] if recorder is None else [recorder, reporter]
+        for listener in heard_by:
+            listener.begin(trainer, epochs)
         try:
             with _stop_requests() as stop:
                 for done in trainer.steps(epochs):
                     if isinstance(done, EpochDone):
+                        if recorder is not None:
+                            recorder.epoch(done)
                         self._save_epoch(done)
                         reporter.epoch(done)
                         saved_at = time.monotonic()
                     else:
-                        reporter.batch(done)
+                        for listener in heard_by:
+                            listener.batch(done)
                         if not stop and time.monotonic() - saved_at >= save_every_seconds:
                             self._save_last()
                             saved_at = time.monotonic()
@@ -162,7 +185,8 @@ class RunSession:
                         )
                 validation, test = self._write_results()
         finally:
-            reporter.end()
+            for listener in reversed(heard_by):
+                listener.end()
         done_here = trainer.state.epoch - before
         return Outcome(run, trainer.state, done_here, None, validation, test, peak_memory())
 
@@ -176,6 +200,8 @@ class RunSession:
         )
 
     def _save_last(self) -> None:
+        if self._recorder is not None:
+            self._recorder.flush()
         checkpoint.save(self.run.last, self._checkpoint())
 
     def _save_epoch(self, done: EpochDone) -> None:
