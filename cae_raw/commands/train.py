@@ -19,8 +19,6 @@ from cae_raw.training.progress import BarReporter, LineReporter
 from cae_raw.training.run_dir import RunDir
 from cae_raw.training.session import Outcome, Reporter, RunSession
 
-IMAGES_EVERY = 10  # epochs, by default
-
 
 def train(
     config: TrainConfig,
@@ -70,8 +68,7 @@ def train(
         elif session.resumed:
             batches = f" and {_count(state.batch, 'batch', 'es')}" if state.batch else ""
             print(f"resuming after {_count(state.epoch, 'epoch')}{batches}", file=out)
-        every = IMAGES_EVERY if images_every is None else images_every
-        recorder = EventRecorder(run, every) if tensorboard else None
+        recorder = EventRecorder(run, images_every) if tensorboard else None
         outcome = session.train(epochs, _reporter(out), save_every_seconds, recorder)
     _say_what_next(outcome, data_dir if config.data_dir is None else None, out)
     if tensorboard and outcome.signal is None:

@@ -7,7 +7,8 @@ file on the machine and has no other signs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,13 +52,20 @@ def resized(image: Image, scale: int) -> Image:
 
 def text(words: str, size: int = FONT_SIZE) -> Image:
     """One line of text; every line of one size has the same height."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    font = ImageFont.load_default(size)
+    font = _font(size)
     width = round(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(words, font)) + 1
     image = Image.new("RGB", (width, round(size * 1.3)), PAPER)
     ImageDraw.Draw(image).text((0, round(size * 0.95)), words, INK, font, anchor="ls")
     return image
+
+
+@cache
+def _font(size: int) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
 
 
 def table(

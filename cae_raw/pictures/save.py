@@ -13,14 +13,19 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def png_bytes(picture: Image, words: Mapping[str, str] | None = None) -> bytes:
-    """A Pillow image as a PNG file's bytes, with text by keyword in it."""
+def png_bytes(
+    picture: Image, words: Mapping[str, str] | None = None, *, compress_level: int = 6
+) -> bytes:
+    """A Pillow image as a PNG file's bytes, with text by keyword in it.
+
+    Level 3 takes two thirds of the time of level 6 and an eighth more bytes.
+    """
     from PIL.PngImagePlugin import PngInfo
 
     buffer, info = BytesIO(), PngInfo()
     for keyword, value in (words or {}).items():
         info.add_text(keyword, value)
-    picture.save(buffer, "PNG", pnginfo=info)
+    picture.save(buffer, "PNG", pnginfo=info, compress_level=compress_level)
     return buffer.getvalue()
 
 
