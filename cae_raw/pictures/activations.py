@@ -206,7 +206,7 @@ def code(view: View) -> Iterator[Picture]:
 
 def _divisor_near(number: int, wanted: int) -> int:
     """The divisor nearest to `wanted`, if it is within half and double of that; else `wanted`."""
-    near = range(max(1, wanted // 2), min(number, 2 * wanted) + 1)
+    near = range(max(1, -(-wanted // 2)), min(number, 2 * wanted) + 1)
     return min((d for d in near if number % d == 0), key=lambda d: abs(d - wanted), default=wanted)
 
 

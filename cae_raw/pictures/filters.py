@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cae_raw.data.scaling import Floats
-from cae_raw.pictures.heatmap import colour_bar
+from cae_raw.pictures.heatmap import NOT_FINITE, colour_bar
 from cae_raw.pictures.page import (
     BAR,
     GAP,
@@ -80,9 +80,15 @@ def _picture(view: View, stage: Stage) -> Picture:
 
 
 def colours_of(filters: Floats, top: float) -> Bytes:
-    """Weights (..., 3, KH, KW) as RGB bytes: -top is 0, top is 255."""
-    levels: Bytes = np.clip(np.rint((filters / top + 1) * 127.5), 0, 255).astype(np.uint8)
-    return levels
+    """Weights (..., 3, KH, KW) as RGB bytes: -top is 0, top is 255.
+
+    A place where one of them is not finite is cyan.
+    """
+    finite = np.isfinite(filters).all(axis=-3, keepdims=True)
+    levels = np.rint((np.where(finite, filters, 0) / top + 1) * 127.5)
+    colours: Bytes = np.clip(levels, 0, 255).astype(np.uint8)
+    cyan = np.array(NOT_FINITE, np.uint8)[:, None, None]
+    return np.where(finite, colours, cyan)
 
 
 def _patches(filters: Floats, scale: Scale) -> Image:

@@ -22,7 +22,8 @@ LONGEST_NAME = 90  # letters of a run's name under a title
 
 def _printable(name: str) -> str:
     """A name as the pictures' font can write it, on one line."""
-    plain = name.encode("ascii", "replace").decode()
+    plain = "".join(c if c.isprintable() else " " for c in name)
+    plain = plain.encode("ascii", "replace").decode()
     return plain if len(plain) <= LONGEST_NAME else plain[: LONGEST_NAME - 3] + "..."
 
 
