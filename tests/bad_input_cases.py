@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -240,6 +241,31 @@ TABLE = (
         "--restart the run",
         prepare=lambda: cut(f"{RUN}/best.safetensors"),
     ),
+    # --- looking at a run
+    Row(
+        "a run stopped in its first epoch",
+        f"show {RUN}",
+        f"{RUN} holds no best.safetensors: train it for an epoch at least",
+        prepare=lambda: Path(RUN, "best.safetensors").unlink(),
+    ),
+    Row(
+        "`--out` is a file",
+        "show --out photo.png",
+        "cannot make the folder photo.png: File exists; name another with --out",
+    ),
+    Row("", "show --only filters", "unknown picture 'filters': choose one of code, curves, ..."),
+    Row("", "show --only masks", "single-layer has no masks to show: omit --only"),
+    Row("", "show --class zebra", "unknown class 'zebra': choose one of ..."),
+    Row(
+        "`train` in a run's folder is a file",
+        "train --epochs 2",
+        f"cannot write {RUN}/train: File exists; make room for event files, or train with "
+        "--no-tensorboard",
+        prepare=lambda: (
+            shutil.rmtree(f"{RUN}/train"),
+            Path(f"{RUN}/train").write_text("notes"),
+        ),
+    ),
     # --- images
     Row(
         "a text file",
@@ -455,6 +481,21 @@ MORE = (
     Row("", f"evaluate {RUN}/best.safetensors", f"{RUN}/best.safetensors is a file: name the ..."),
     Row("", f"evaluate {RUN} --data-dir .", "shapes are drawn, not read from --data-dir: ..."),
     Row("", f"evaluate {RUN} {RUN}", "Got unexpected extra argument...; see `cae-raw evaluate ..."),
+    Row("", "show none", "there is no run none: train one, or name the folder of another"),
+    Row(
+        "", f"show {RUN} --checkpoint a", "RUN and --checkpoint both name a model: give one of ..."
+    ),
+    Row("", "show --checkpoint none", "cannot read the checkpoint none: No such file or directory"),
+    Row("", "show --image none.png", "cannot read none.png: No such file or directory"),
+    Row("", "show --image photo.png --index 1", "--image and --index both name an image: give ..."),
+    Row("", "show --index 20", "--index 20: the test split of shapes has fewer images; ..."),
+    Row("", "show --index -1", "--index must be from 0 to 2147483647, not -1"),
+    Row("", "show --split all", "unknown split 'all': choose one of test, train, validation"),
+    Row("", "show --data-dir .", "shapes are drawn, not read from --data-dir: ..."),
+    Row("", "show --threads 0", "--threads must be at least 1, not 0"),
+    Row("", "train --images-every -1", "--images-every must be at least 0, not -1"),
+    Row("", f"train --images-every {'9' * 400}", "--images-every must be at most 2147483647, ..."),
+    Row("", "train --no-tensorboard --images-every 2", "--images-every has no effect with ..."),
     Row("", "reconstruct", "name image files, or take those of a data set with --dataset or ..."),
     Row("", "reconstruct --count 0", "--count must be from 1 to 2147483647, not 0"),
     Row("", "reconstruct --count 1 --split all", "unknown split 'all': choose one of test, ..."),

@@ -26,6 +26,8 @@ from cae_raw.errors import InputError
 from cae_raw.training import checkpoint
 from cae_raw.training.run_dir import RunDir
 
+ON_A_DEVICE = ("evaluate", "show", "reconstruct", "encode", "decode")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -53,7 +55,7 @@ def complete(words: str) -> list[str]:
         few = TRAIN.index("--filters")
         small = TRAIN if "--model deep" not in words else TRAIN[:few] + TRAIN[few + 2 :]
         return [*small, *rest]
-    if first in ("evaluate", "reconstruct", "encode", "decode") and "--threads" not in words:
+    if first in ON_A_DEVICE and "--threads" not in words:
         return [first, "--device", "cpu", *rest]
     return [first, *rest]
 

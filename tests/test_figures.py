@@ -122,7 +122,7 @@ def test_what_a_custom_model_has() -> None:
 
 
 def test_names_are_checked_before_anything_is_drawn() -> None:
-    with pytest.raises(InputError, match="unknown figure 'filters': choose one of code, curves"):
+    with pytest.raises(InputError, match="unknown picture 'filters': choose one of code, curves"):
         pictures(make_view(), ["filters"])
 
 

@@ -8,22 +8,26 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from training_cases import (
     command_line,
+    events_of,
     run_cli,
     run_contents,
     write_image_folder,
 )
 
 from cae_raw.errors import InputError
+from cae_raw.pictures.figures import FIGURES
 from cae_raw.training import checkpoint
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
 
 KILLS = 20
+PICTURES = set(FIGURES)
 EPOCHS = 12
 
 
@@ -36,7 +40,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(images: Path, runs: Path, comment: str, save_every: float) -> list[object]:
     return [
-        *("train", "--dataset", "folder", "--data-dir", images, "--size", 8),
+        *("train", "--dataset", "folder", "--data-dir", images, "--size", 8, "--images-every", 5),
         *("--filters", 2, "--batch-size", 4, "--device", "cpu", "--epochs", EPOCHS),
         *("--runs-dir", runs, "--comment", comment, "--save-every-seconds", save_every),
     ]
@@ -68,7 +72,7 @@ def test_random_kills(images: Path, tmp_path: Path) -> None:
     assert run_cli(*words).returncode == 0
     took = time.perf_counter() - started
     folder = next(tmp_path.glob("*/*whole"))
-    expected = run_contents(folder)
+    expected, events = run_contents(folder), without_pictures(folder)
     rng = np.random.default_rng(9)
     kills = runs = in_an_epoch = with_leftovers = 0
     places = set()
@@ -92,9 +96,15 @@ def test_random_kills(images: Path, tmp_path: Path) -> None:
             in_an_epoch += state["batch"] > 0
         assert run_cli(*arguments(images, tmp_path, comment, 60)).returncode == 0
         assert run_contents(run) == expected
-        assert not list(run.glob(".*"))
+        assert without_pictures(run) == events
+        assert not list(run.rglob(".*"))
     assert kills >= KILLS and len(places) >= KILLS // 2 and in_an_epoch >= 3
     print(f"{kills} kills, {runs} runs, {in_an_epoch} in an epoch, {with_leftovers} in a save")
+
+
+def without_pictures(folder: Path) -> list[tuple[Any, ...]]:
+    """The events of a run, less the pictures, whose headings name the run."""
+    return [event for event in events_of(folder) if event[2] not in PICTURES]
 
 
 POINTS = '''
@@ -110,10 +120,12 @@ sys.path.insert(0, sys.argv[2])
 import filelock  # noqa: F401, what the children need is loaded before they are forked
 import PIL.PngImagePlugin  # noqa: F401
 import safetensors.numpy  # noqa: F401
+import tensorboardX.proto.event_pb2  # noqa: F401
 import threadpoolctl  # noqa: F401
-from training_cases import Listener, make_dataset, run_contents
+from training_cases import Listener, events_of, make_dataset, run_contents
 
 from cae_raw.training.config import TrainConfig
+from cae_raw.training.events import EventRecorder
 from cae_raw.training.run_dir import RunDir
 from cae_raw.training.session import RunSession
 
@@ -143,7 +155,8 @@ def guarded(name):
 def train(folder):
     run = RunDir(folder)
     with run.locked():
-        RunSession(CONFIG, make_dataset(), run, threads=1).train(2, Listener(), 0)
+        recorder = EventRecorder(run, 0)
+        RunSession(CONFIG, make_dataset(), run, threads=1).train(2, Listener(), 0, recorder)
 
 
 def in_a_child(work, *arguments):
@@ -176,14 +189,16 @@ def count(folder):
 
 assert in_a_child(count, ROOT / "whole") == 0
 points = int((ROOT / "points").read_text())
-expected = run_contents(ROOT / "whole")
+expected = run_contents(ROOT / "whole"), events_of(ROOT / "whole")
+assert len(expected[1]) > 50
 endings = []
 for at in range(1, points + 1):
     folder = ROOT / str(at)
     status = in_a_child(killed, folder, at)
     left = sorted(path.suffix for path in folder.glob(".*"))
     resumed = in_a_child(train, folder)
-    same = resumed == 0 and run_contents(folder) == expected and not list(folder.glob(".*"))
+    same = resumed == 0 and (run_contents(folder), events_of(folder)) == expected
+    same = same and not list(folder.rglob(".*"))
     endings.append([status, left, resumed, same])
 print(json.dumps(endings))
 '''
@@ -205,7 +220,8 @@ def test_a_kill_at_each_call_of_a_save(tmp_path: Path) -> None:
     assert result.stderr == ""
     endings = json.loads(result.stdout)
     # config, metrics; twice (2 batches, best, metrics, picture, last); 2 results and a picture:
-    # 17 files, each with a fsync, a rename and a fsync of the folder.
-    assert len(endings) == 17 * 3
+    # 17 files, each with a fsync, a rename and a fsync of the folder. Before each of the 6 `last`,
+    # the event files that there are: one in the first epoch, then two.
+    assert len(endings) == 17 * 3 + 2 * 1 + 4 * 2
     assert all(status == -9 and resumed == 0 and same for status, _, resumed, same in endings)
     assert sum(left == [".tmp"] for _, left, _, _ in endings) == 17 * 2

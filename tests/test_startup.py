@@ -10,7 +10,7 @@ from cli_runner import ROOT
 
 HEAVY = (
     *("numpy", "PIL", "cupy", "safetensors", "threadpoolctl", "pooch", "filelock", "rich"),
-    *("lmdb", "google"),
+    *("lmdb", "google", "matplotlib", "tensorboard", "tensorboardX"),
 )
 REPORT = """
 import sys
@@ -44,6 +44,7 @@ def loaded(*words: str) -> set[str]:
         ("train", "--help"),
         ("train", "--nonsense"),
         ("reconstruct",),
+        ("show", "--help"),
         ("data", "convert", "--help"),
     ],
     ids=" ".join,
@@ -59,6 +60,11 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     ).stdout.split()
     assert "cae_raw" in names
     assert {name.partition(".")[0] for name in names}.isdisjoint((*HEAVY, "typer"))
+
+
+@pytest.mark.parametrize("words", [("info",), ("gradcheck", "--layer", "ReLU"), ("show", "none")])
+def test_charts_are_loaded_where_they_are_drawn_only(words: tuple[str, ...]) -> None:
+    assert loaded(*words).isdisjoint(("matplotlib", "tensorboard", "tensorboardX"))
 
 
 def test_the_measure_sees_what_is_loaded() -> None:

@@ -158,6 +158,32 @@ def run_contents(folder: Path) -> dict[str, Any]:
     }
 
 
+def events_of(folder: Path) -> list[tuple[Any, ...]]:
+    """The values in a run's event files that must not depend on when they were written, in order.
+
+    (folder, step, tag, value): of a scalar the number, else the message's bytes.
+    """
+    from cae_raw.training.event_file import PATTERN, _parsed, _records
+
+    found = []
+    for part in ("train", "validation"):
+        for path in sorted((folder / part).glob(PATTERN)):
+            data = path.read_bytes()
+            records = list(_records(data))
+            assert sum(map(len, records)) == len(data), f"{path} ends in half a record"
+            for event in map(_parsed, records):
+                for value in event.summary.value:
+                    if value.tag == "images_per_second":
+                        continue
+                    kind = value.WhichOneof("value")
+                    shown = getattr(value, kind)
+                    if kind == "simple_value":
+                        found.append((part, event.step, value.tag, shown))
+                    else:
+                        found.append((part, event.step, value.tag, shown.SerializeToString()))
+    return found
+
+
 def write_image_folder(folder: Path, n: int = 60, size: int = 8) -> None:
     """n PNG files for the data set `folder`: it starts faster than the drawn one."""
     from PIL import Image

@@ -15,6 +15,7 @@ LARGEST = {
     "code_size": 65536,
     "batch_size": 2**31 - 1,
     "epochs": 2**31 - 1,
+    "images_every": 2**31 - 1,
     "lr_decay_epochs": 2**31 - 1,
     "seed": 2**63 - 1,
     "limit_train": 2**31 - 1,
@@ -52,6 +53,8 @@ def check_images_every(images_every: int | None, tensorboard: bool) -> None:
     """Raise InputError unless pictures can go to event files so often."""
     if images_every is not None:
         _require("images_every", images_every, images_every >= 0, "at least 0")
+        most = LARGEST["images_every"]
+        _require("images_every", images_every, images_every <= most, f"at most {most}")
         if not tensorboard:
             raise InputError("--images-every has no effect with --no-tensorboard: omit one of them")
 

@@ -91,9 +91,8 @@ def show(
     )
     folder = out or (found.pictures if found else DEFAULT_OUT)
     _make(folder)
-    print(
-        f"model: {title}, epoch {view.epoch}; maps and output of {one_line(shown.name)}", file=say
-    )
+    what = "" if shown.images is None else f"; maps and output of {one_line(shown.name)}"
+    print(f"model: {title}, epoch {view.epoch}{what}", file=say)
     for note in shown.notes:
         print(f"  {note}", file=say)
     with threadpool_limits(threads, user_api="blas"):

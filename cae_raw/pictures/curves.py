@@ -37,7 +37,7 @@ def curves(view: View) -> Iterator[Picture]:
     chart = curves_chart({"": view.history}, (WIDTH, HEIGHT - 250))
     yield Picture(
         name="curves",
-        shows=f"training and validation half_mse over {len(view.history)} epochs",
+        shows=f"training and validation half_mse up to epoch {view.history[-1].epoch}",
         image=page("Error over epochs", lines, chart),
         about="history",
     )

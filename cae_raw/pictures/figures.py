@@ -39,5 +39,5 @@ def pictures(view: View, names: Iterable[str] | None = None) -> Iterator[Picture
     chosen = list(FIGURES if names is None else names)
     for name in chosen:
         if name not in FIGURES:
-            raise unknown_name("figure", name, FIGURES)
+            raise unknown_name("picture", name, FIGURES)
     return (picture for name in chosen for picture in FIGURES[name](view))

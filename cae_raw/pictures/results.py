@@ -47,10 +47,10 @@ def reconstructions(view: View) -> Iterator[Picture]:
     body = below([table(rows[i : i + 2], (GAP, GAP), (1, 0.5)) for i in range(0, len(rows), 2)], 28)
     mean = sum(figures.half_mse for figures in view.figures[:MOST]) / count
     size = "x".join(map(str, inputs.shape[1:]))
-    lines = [f"{count} images of {size}, mean half_mse {mean:.5f}", view.heading]
+    lines = [f"{_images(count)} of {size}, mean half_mse {mean:.5f}", view.heading]
     yield Picture(
         "reconstructions",
-        f"{count} inputs over their reconstructions, mean half_mse {mean:.5f}",
+        f"{_images(count)} over what the model makes of them, mean half_mse {mean:.5f}",
         page("Inputs over reconstructions", lines, body),
     )
 
@@ -79,10 +79,14 @@ def errors(view: View) -> Iterator[Picture]:
     body = table(rows, (GAP, GAP), (0.5, 0.5))
     yield Picture(
         "errors",
-        f"where {count} reconstructions are wrong, in gray levels of 255",
+        f"where the reconstructions of {_images(count)} are wrong, in gray levels of 255",
         page("Where reconstructions are wrong", lines, body),
         {"error in gray levels": colours.range},
     )
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def _row(label: str, pieces: Sequence[Image]) -> list[Image]:
