@@ -18,7 +18,10 @@ from cae_raw.app import main
 from cae_raw.data import shapes
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAIN = ("train", "--device", "cpu", "--epochs", "1", "--filters", "2", "--batch-size", "16")
+TRAIN = (
+    *("train", "--device", "cpu", "--epochs", "1", "--filters", "2", "--batch-size", "16"),
+    *("--images-every", "0"),  # event files without pictures, which take their time
+)
 NO_NETWORK = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy")}
 
 

@@ -201,7 +201,8 @@ def test_a_full_disk_loses_nothing(here: Here, size: int) -> None:
     with files_limited_to(size):
         full = here(*words)
     assert full.status == 2
-    assert matches("cae-raw: error: cannot write ...: File too large\n", full.err)
+    assert matches("cae-raw: error: cannot write ...: File too large...\n", full.err)
+    assert full.err.count("\n") == 1
     assert not list(Path(RUN).glob(".*")), "temporary files are left"
 
     assert here(*words).status == 0

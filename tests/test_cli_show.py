@@ -39,9 +39,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         isolate(patch, folder)
-        for words in (TRAIN, (*TRAIN[:5], "--model", "deep", "--code-size", "4")):
+        for words in (
+            TRAIN,
+            (*TRAIN[:5], "--model", "deep", "--code-size", "4", "--no-tensorboard"),
+        ):
             with pytest.raises(SystemExit) as end:
-                main([*words, "--no-tensorboard"])
+                main(words)
             assert end.value.code == 0
     return folder
 

@@ -190,7 +190,7 @@ def count(folder):
 assert in_a_child(count, ROOT / "whole") == 0
 points = int((ROOT / "points").read_text())
 expected = run_contents(ROOT / "whole"), events_of(ROOT / "whole")
-assert len(expected[1]) > 50
+assert len(expected[1]) > 40
 endings = []
 for at in range(1, points + 1):
     folder = ROOT / str(at)

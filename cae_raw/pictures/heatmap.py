@@ -92,9 +92,10 @@ def colour_bar(
         colours = SIGNED_COLOURS if signed else COLOURS
     low, parts = (-top, 4) if signed else (0.0, 5)
     words = [f"{low + (top - low) * i / parts:g}" for i in range(parts + 1)]
-    if over:
+    if over and signed:
+        words[0], words[-1] = f"<{words[0]}", f">{words[-1]}"
+    elif over:
         words[-1] += "+"
-        words[0] += "-" if signed else ""
     labels = [text(word, font_size) for word in words]
     line, width = labels[0].height, font_size
     height = max(height, (parts + 1) * line)

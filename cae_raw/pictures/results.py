@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MOST, MOST_ERRORS = 16, 6  # images in a picture
+MOST_IN_ROWS = 2  # images that stand beside their outputs, not above them
 LABELS = 120  # pixels for words at the left
 
 
@@ -56,31 +57,37 @@ def reconstructions(view: View) -> Iterator[Picture]:
 
 
 def errors(view: View) -> Iterator[Picture]:
-    """Inputs, outputs, and how far each pixel is off."""
+    """Inputs, outputs, and how far each pixel is off: under each other, few images in rows."""
     count = min(MOST_ERRORS, len(view.images))
-    values = view.errors[:count]
-    height, width = values.shape[1:]
-    cell = ((WIDTH - LABELS - BAR) // count - GAP, (HEIGHT - 200) // 3 - GAP)
+    in_rows = count <= MOST_IN_ROWS
+    height, width = view.images.shape[2:]
+    across, down = (3, count) if in_rows else (count, 3)
+    cell = ((WIDTH - LABELS - BAR) // across - GAP, (HEIGHT - 200) // down - GAP)
     scale = Grid.filling(1, height, width, cell).scale
-    values = reduced(values, scale)
-    colours = Scale(scale_top(values), False)
-    colours = Scale(colours.top, False, bool(np.any(values > colours.top)))
-    maps = [scaled(image, max(1, scale)) for image in colours.colours(values)]
-    rows = [
-        _row("input", [scaled(image, scale) for image in view.images[:count]]),
-        _row("output", [scaled(image, scale) for image in view.outputs[:count]]),
-        _row("error", maps),
-        _row("PSNR", [text(f"{figures.psnr:.1f} dB", SMALL) for figures in view.figures[:count]]),
-    ]
+    values = reduced(view.errors[:count], scale)
+    top = scale_top(values)
+    colours = Scale(top, False, bool(np.any(values > top)))
+    stages = {
+        "input": [scaled(image, scale) for image in view.images[:count]],
+        "output": [scaled(image, scale) for image in view.outputs[:count]],
+        "error": [scaled(image, max(1, scale)) for image in colours.colours(values)],
+    }
+    quality = [text(f"{figures.psnr:.1f} dB", SMALL) for figures in view.figures[:count]]
+    bar = colours.bar(stages["error"][0].height)
+    if in_rows:
+        columns = zip(quality, *stages.values(), strict=True)
+        cells = [[text(word, LABEL) for word in ("PSNR", *stages)], *([*c, bar] for c in columns)]
+    else:
+        cells = [_row(word, pieces) for word, pieces in stages.items()]
+        cells[-1].append(bar)
+        cells.append(_row("PSNR", quality))
     lines = [f"error in gray levels of 255, {colours}", view.heading]
     if not np.isfinite(values).all():
         lines[0] += "; cyan: not a finite number"
-    rows[2].append(colours.bar(maps[0].height))
-    body = table(rows, (GAP, GAP), (0.5, 0.5))
     yield Picture(
         "errors",
         f"where the reconstructions of {_images(count)} are wrong, in gray levels of 255",
-        page("Where reconstructions are wrong", lines, body),
+        page("Where reconstructions are wrong", lines, table(cells, (GAP, GAP))),
         {"error in gray levels": colours.range},
     )
 
