@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +49,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> Iterator[Here]:
-    folder = tmp_path / "here"
-    shutil.copytree(trained, folder)
-    isolate(monkeypatch, folder)
-    yield Here(capsys)
+def here(here: Here, trained: Path) -> Here:
+    shutil.copytree(trained, Path("."), dirs_exist_ok=True)
+    return here
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ FILES = {
     "test_results.txt",
     "validation_results.txt",
 }
+EVENTS = {"train", "validation"}
 
 
 def weights(run: Path) -> bytes:
@@ -50,7 +51,7 @@ def metrics(run: Path) -> list[dict[str, str]]:
 def test_a_run_and_what_it_says(here: Here) -> None:
     result = here(*TRAIN)
     assert (result.status, result.err) == (0, "")
-    assert {path.name for path in RUN.iterdir()} - {"lock"} == FILES
+    assert {path.name for path in RUN.iterdir()} - {"lock"} == FILES | EVENTS
     lines = result.out.splitlines()
     assert lines[0] == (
         "single-layer on shapes: 40 training images of 3x32x32, 8 validation, 20 test; on cpu"
@@ -59,9 +60,11 @@ def test_a_run_and_what_it_says(here: Here) -> None:
     assert lines[2] == "single-layer for images of 3x32x32 in [-1, 1], loss half_mse"
     assert "  total" in "\n".join(lines) and "MFLOP in training" in "\n".join(lines)
     assert any(line.startswith("epoch 1/1: train half_mse 0.") for line in lines)
-    assert lines[-2:] == [
+    assert lines[-4:] == [
         f"  cae-raw evaluate {RUN}",
+        f"  cae-raw show {RUN}",
         f"  cae-raw reconstruct --run {RUN} IMAGE.png",
+        "  tensorboard --logdir runs",
     ]
     assert f"the run is in {RUN}" in lines
     assert f"look at {RUN / 'reconstructions.png'}" in lines
@@ -71,7 +74,7 @@ def test_what_it_proposes_next_works(here: Here) -> None:
     picture(Path("IMAGE.png"), 9, 8, 3)
     result = here(*TRAIN, "--runs-dir", "my runs")
     proposed = [line for line in result.out.splitlines() if line.startswith("  cae-raw ")]
-    assert len(proposed) == 2
+    assert len(proposed) == 3
     for line in proposed:
         assert here(*shlex.split(line)[1:], "--device", "cpu").status == 0
     assert Path("IMAGE.comparison.png").exists()
@@ -195,7 +198,7 @@ def test_a_folder_of_images(here: Here) -> None:
     assert result.status == 0, result.err
     assert "1 unreadable image left out: broken.png" in result.out
     run = Path("runs/single-layer/folder-my-photos_adam_lr=0.001_b=16_f=2_size=8")
-    assert {path.name for path in run.iterdir()} - {"lock"} == FILES
+    assert {path.name for path in run.iterdir()} - {"lock"} == FILES | EVENTS
     # The same images under another spelling of their path: the same run.
     words = ("--dataset", "folder", "--data-dir", Path("my photos").resolve(), "--size", "8")
     assert "this run has finished 1 epoch," in here(*TRAIN, *words).out

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_runner import Here, isolate
+from cli_runner import Here
 from PIL import Image
 from training_cases import Listener, events_of, make_dataset, metrics_without_times
 
@@ -342,12 +342,6 @@ def test_a_disk_that_fills_up_while_training(
 
 
 # --- from the command line ------------------------------------------------------------------
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Here:
-    isolate(monkeypatch, tmp_path)
-    return Here(capsys)
 
 
 WORDS = ("train", "--device", "cpu", "--filters", 2, "--batch-size", 16, "--epochs", 1)

@@ -108,7 +108,14 @@ def test_a_comment_too_long_for_a_file_name_is_one_line(tmp_path: Path) -> None:
 def test_clear_deletes_what_a_training_wrote_only(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "a")
     (run.path / "sub").mkdir(parents=True)
-    mine = ["notes.txt", "sub/last.safetensors", "my.safetensors", "reconstructions.jpg"]
+    (run.path / "train").mkdir()
+    mine = [
+        "notes.txt",
+        "train/notes.txt",
+        "sub/last.safetensors",
+        "my.safetensors",
+        "reconstructions.jpg",
+    ]
     written = [
         "config.json",
         "metrics.csv",
@@ -117,13 +124,16 @@ def test_clear_deletes_what_a_training_wrote_only(tmp_path: Path) -> None:
         "reconstructions.png",
         "validation_results.txt",
         "test_results.txt",
+        "validation/events.out.tfevents.1.host",
+        "train/events.out.tfevents.1.host",
     ]
+    (run.path / "validation").mkdir()
     for name in mine + written:
         (run.path / name).write_text("x")
     with run.locked():
         run.clear()
         left = {p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file()}
-        assert left == {"lock", *mine}
+        assert left == {"lock", *mine} and not (run.path / "validation").exists()
         run.clear()  # nothing to do is fine
 
 

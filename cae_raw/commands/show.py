@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cae_raw.backends import choose_backend
+from cae_raw.commands.data import cache_near
 from cae_raw.commands.options import check_threads
 from cae_raw.commands.shell import one_line
 from cae_raw.commands.split_choice import check_split_options, choose_dataset
@@ -78,7 +79,10 @@ def show(
     elif image is not None:
         shown = _from_file(model, image)
     else:
-        shown = _from_split(model, loaded, index or 0, class_name, split or "test", data_dir)
+        cache_dir = cache_near(runs_dir, found.path if found else None, checkpoint)
+        shown = _from_split(
+            model, loaded, index or 0, class_name, split or "test", data_dir, cache_dir
+        )
     model.to(backend)
     history = (found.read_metrics() if found else []) or TrainState.from_json(loaded.state).history
     view = View(
@@ -151,9 +155,10 @@ def _from_split(
     class_name: str | None,
     split_name: str,
     data_dir: Path | None,
+    cache_dir: Path | None,
 ) -> Shown:
     """The chosen image of the run's data set, and before others the first ones of its split."""
-    dataset, _ = choose_dataset(None, data_dir, None, loaded, model, sys.stderr)
+    dataset, _ = choose_dataset(None, data_dir, None, loaded, model, sys.stderr, cache_dir)
     split, label = find_split(dataset, split_name), None
     if class_name is not None:
         if not dataset.class_names:
