@@ -1,5 +1,4 @@
-// Convolution in tiles, with all channel counts and the window known at compile time.
-// See cae_raw/ops/conv2d.py for the formulas and cae_raw/ops/conv2d_plan.py for the constants.
+// Convolution in the tiles of conv2d_tiles.cuh. See cae_raw/ops/conv2d.py.
 //
 // conv2d_forward: y[n,o,i,j] = act(b[o] + sum over c,p,q of w[o,c,p,q] * x[n,c,i*SH+p-PH,j*SW+q-PW])
 //   shapes: x (N, C, H, W), w (O, C, KH, KW), b (O), y (N, O, OH, OW)
@@ -8,7 +7,7 @@
 //   bytes: 4*(N*C*H*W + O*C*KH*KW + O + N*O*OH*OW)
 //   bound: arithmetic, or memory where C or O is below about 10
 // conv2d_backward_input: dx[n,c,h,v] = sum over o,p,q of w[o,c,p,q] * dy[n,o,(h+PH-p)/SH,(v+PW-q)/SW]
-//   shapes: dy (N, O, OH, OW), w (O, C, KH, KW), dx (N, C, H, W)
+//   shapes: dy (N, O, OH, OW), w (O, C, KH, KW), dx (N, C, H, W); a gate of dx's shape: dx times (gate > 0)
 //   constants: C, O, KH, KW, SH, SW; INP_*
 //   flops: 2*N*O*OH*OW*C*KH*KW
 //   bytes: 4*(N*C*H*W + O*C*KH*KW + N*O*OH*OW)
@@ -19,200 +18,9 @@
 //   flops: 2*N*O*OH*OW*C*KH*KW
 //   bytes: 4*(N*C*H*W + R*O*C*KH*KW + N*O*OH*OW)
 //   bound: arithmetic; reads of dy where C is small
-//
-// Strips. The unit of work is a strip: PIXELS outputs below each other in one column.
-//
-//        band 0   band 1            The outputs are cut into bands of `tile_w` columns, a band into
-//       +-------+-------+           strips numbered row by row, and `tile_strips` strips in sequence
-//       | 0 1 2 | 0 1 2 |           make a tile. A tile may begin and end anywhere in a row, so that
-//       | | | | | | | | |  PIXELS   few threads idle whatever the size of the image.
-//       | 3 4 5 | 3 4 5 |
-//       | | | | | | | | |           Lanes of a warp are neighbouring columns: shared memory is read
-//       +-------+-------+           without bank conflicts, and device memory is written in runs.
-//
-// A column of (PIXELS-1)*SH + KH inputs, read once, serves all PIXELS outputs and all KH taps of one
-// window column. The region of x under a tile is (rows x columns) floats per channel; a few channels
-// of it and their weights are staged in shared memory at a time.
 
 #include "common.cuh"
-
-// Where tile `piece` lies. All of it follows from the tile's number.
-struct Tile {
-  long long n;          // image
-  int band, strip0;     // band of columns, first strip in it
-  int strips;           // how many strips, at most tile_strips
-  int row0, rows;       // rows of the staged region: first, and how many
-  int column0, columns;
-};
-
-// The geometry of one map of outputs cut into tiles.
-template <int PIXELS>
-struct Tiling {
-  int OW, tile_w, tile_strips;
-  int bands, strips_per_band, tiles_per_band;
-
-  __device__ Tiling(int OH, int OW_, int tile_w_, int tile_strips_)
-      : OW(OW_), tile_w(tile_w_), tile_strips(tile_strips_) {
-    bands = ceil_div(OW, tile_w);
-    strips_per_band = ceil_div(OH, PIXELS) * tile_w;
-    tiles_per_band = ceil_div(strips_per_band, tile_strips);
-  }
-
-  __device__ int tiles(int N) const { return N * bands * tiles_per_band; }
-
-  // taps_h x taps_w: the window; stride_h, stride_w: the step between outputs, in inputs.
-  template <int taps_h, int taps_w, int stride_h, int stride_w>
-  __device__ Tile tile(int number) const {
-    Tile t;
-    int tile_in_band;
-    t.n = divide_piece(divide_piece(number, tiles_per_band, tile_in_band), bands, t.band);
-    t.strip0 = tile_in_band * tile_strips;
-    t.strips = min(tile_strips, strips_per_band - t.strip0);
-    int first = t.strip0 / tile_w, last = (t.strip0 + t.strips - 1) / tile_w;  // rows of strips
-    t.row0 = first * PIXELS * stride_h;
-    t.rows = ((last - first + 1) * PIXELS - 1) * stride_h + taps_h;
-    t.column0 = t.band * tile_w * stride_w;
-    t.columns = (tile_w - 1) * stride_w + taps_w;
-    return t;
-  }
-};
-
-// Fill staged[c * rows*columns + r * columns + k] with the region of a map under a tile, for
-// `channels` channels. The map may be dilated: DH-1 rows and DW-1 columns of zeros between its own.
-// Row 0 of the region is row `top` of the dilated map.
-template <int THREADS, int DH, int DW, int CAPACITY>
-__device__ __forceinline__ void stage(float (&staged)[CAPACITY], const float* map, int channels,
-                                      int height, int width, int top, int left, int rows,
-                                      int columns) {
-  int region = rows * columns;
-  for (int e = threadIdx.x; e < region; e += THREADS) {
-    int r = e / columns;
-    int h = top + r, v = left + e - r * columns;
-    bool inside = h >= 0 && v >= 0 && h % DH == 0 && v % DW == 0;
-    h /= DH;
-    v /= DW;
-    inside = inside && h < height && v < width;
-    long long at = (long long)h * width + v;
-    for (int c = 0; c < channels; ++c) {
-      staged[c * region + e] = inside ? map[(long long)c * height * width + at] : 0.0f;
-    }
-  }
-}
-
-// What tells forward and backward_input apart. `inputs` and `outputs` are channels of the map that
-// is read and of the map that is written.
-struct Forward {
-  static constexpr int inputs = C, outputs = O;
-  static constexpr int stride_h = SH, stride_w = SW, dilation_h = 1, dilation_w = 1;
-  static constexpr int threads = FWD_THREADS, pixels = FWD_PIXELS, strips = FWD_STRIPS;
-  static constexpr int per_thread = FWD_PER_THREAD, groups = FWD_GROUPS;
-  static constexpr int chunk = FWD_CHUNK, region = FWD_REGION;
-  static __device__ __forceinline__ long long weight(int out, int in, int tap) {
-    return ((long long)out * C + in) * (KH * KW) + tap;
-  }
-};
-
-// The gradient of the input is a convolution too: of dy, with S-1 zeros put between its values, with
-// every window turned by 180 degrees, input and output channels exchanged, and a padding of K-1-P.
-struct BackwardInput {
-  static constexpr int inputs = O, outputs = C;
-  static constexpr int stride_h = 1, stride_w = 1, dilation_h = SH, dilation_w = SW;
-  static constexpr int threads = INP_THREADS, pixels = INP_PIXELS, strips = INP_STRIPS;
-  static constexpr int per_thread = INP_PER_THREAD, groups = INP_GROUPS;
-  static constexpr int chunk = INP_CHUNK, region = INP_REGION;
-  static __device__ __forceinline__ long long weight(int out, int in, int tap) {
-    return ((long long)in * C + out) * (KH * KW) + (KH * KW - 1 - tap);
-  }
-};
-
-// A block computes one tile for `groups` groups of `per_thread` output channels. Thread t has strip
-// t % strips and group t / strips, so that a warp shares its weights and reads them by broadcast.
-template <class V>
-__device__ void convolve(const float* x, const float* w, const float* b, float* y, int N,
-                         int H, int W, int OH, int OW, int PH, int PW, int tile_w, int tile_strips,
-                         int activation) {
-  constexpr int TAPS = KH * KW, UNROLL = KW <= 4 ? KW : 1;
-  constexpr int COLUMN = (V::pixels - 1) * V::stride_h + KH;  // inputs under one strip
-  // Weights of a thread start at a multiple of 4 floats, for 16-byte reads. The 4 floats behind a
-  // row spread the transposing stores over the banks.
-  constexpr int SLOT = ceil_div(V::per_thread, 4) * 4;
-  constexpr int PITCH = V::groups * SLOT + 4;
-  constexpr int OUT_BLOCK = V::groups * V::per_thread;
-  constexpr int OUT_BLOCKS = ceil_div(V::outputs, OUT_BLOCK);
-  __shared__ float x_staged[V::chunk * V::region];
-  __shared__ __align__(16) float w_staged[V::chunk * TAPS * PITCH];
-
-  const Tiling<V::pixels> tiling(OH, OW, tile_w, tile_strips);
-  const int lane = threadIdx.x % V::strips, group = threadIdx.x / V::strips;
-
-  FOR_EACH_BLOCK(piece, tiling.tiles(N) * OUT_BLOCKS) {
-    int out_block;  // innermost: blocks that read the same part of x run at the same time
-    const int number = divide_piece(piece, OUT_BLOCKS, out_block);
-    const Tile tile = tiling.template tile<KH, KW, V::stride_h, V::stride_w>(number);
-    const int out0 = out_block * OUT_BLOCK;
-    const int region = tile.rows * tile.columns;
-    // A lane without a strip computes the first one once more and stores nothing.
-    const int strip = tile.strip0 + (lane < tile.strips ? lane : 0);
-    const int strip_row = strip / tile_w, strip_column = strip % tile_w;
-    const int corner = (strip_row * V::pixels * V::stride_h - tile.row0) * tile.columns +
-                       strip_column * V::stride_w;  // of the strip's first window, in the region
-
-    float sum[V::per_thread][V::pixels] = {};
-    for (int c0 = 0; c0 < V::inputs; c0 += V::chunk) {
-      const int channels = min(V::chunk, V::inputs - c0);
-      stage<V::threads, V::dilation_h, V::dilation_w>(
-          x_staged, x + (tile.n * V::inputs + c0) * H * W, channels, H, W, tile.row0 - PH,
-          tile.column0 - PW, tile.rows, tile.columns);
-      for (int e = threadIdx.x; e < OUT_BLOCK * channels * TAPS; e += V::threads) {
-        int out = e / (channels * TAPS), k = e - out * (channels * TAPS);
-        int slot = out / V::per_thread * SLOT + out % V::per_thread;
-        w_staged[k * PITCH + slot] =
-            out0 + out < V::outputs ? w[V::weight(out0 + out, c0 + k / TAPS, k % TAPS)] : 0.0f;
-      }
-      __syncthreads();
-      for (int c = 0; c < channels; ++c) {
-#pragma unroll UNROLL
-        for (int q = 0; q < KW; ++q) {
-          float column[COLUMN];
-#pragma unroll
-          for (int r = 0; r < COLUMN; ++r) {
-            column[r] = x_staged[c * region + corner + r * tile.columns + q];
-          }
-#pragma unroll
-          for (int p = 0; p < KH; ++p) {
-            const int row = ((c * KH + p) * KW + q) * PITCH + group * SLOT;
-            float weight[V::per_thread];
-#pragma unroll
-            for (int t = 0; t < V::per_thread; ++t) weight[t] = w_staged[row + t];
-#pragma unroll
-            for (int t = 0; t < V::per_thread; ++t) {
-#pragma unroll
-              for (int k = 0; k < V::pixels; ++k) {
-                sum[t][k] = fmaf(weight[t], column[k * V::stride_h + p], sum[t][k]);
-              }
-            }
-          }
-        }
-      }
-      __syncthreads();  // before the next chunk overwrites what is staged
-    }
-
-    const int j = tile.band * tile_w + strip_column;
-    if (lane >= tile.strips || j >= OW) continue;
-#pragma unroll
-    for (int t = 0; t < V::per_thread; ++t) {
-      const int out = out0 + group * V::per_thread + t;
-      if (out >= V::outputs) break;
-      const float bias = b ? b[out] : 0.0f;
-      float* map = y + (tile.n * V::outputs + out) * OH * OW;  // (OH, OW)
-#pragma unroll
-      for (int k = 0; k < V::pixels; ++k) {
-        const int i = strip_row * V::pixels + k;
-        if (i < OH) map[(long long)i * OW + j] = activate(sum[t][k] + bias, activation);
-      }
-    }
-  }
-}
+#include "conv2d_tiles.cuh"
 
 extern "C" __global__ void __launch_bounds__(FWD_THREADS, 512 / FWD_THREADS) conv2d_forward(
     const float* __restrict__ x,  // (N, C, H, W)
@@ -222,113 +30,27 @@ extern "C" __global__ void __launch_bounds__(FWD_THREADS, 512 / FWD_THREADS) con
     int N, int H, int W, int OH, int OW, int PH, int PW, int tile_w, int tile_strips,
     int activation)
 {
-  convolve<Forward>(x, w, b, y, N, H, W, OH, OW, PH, PW, tile_w, tile_strips, activation);
+  convolve<Forward>(Whole{x, H, W}, w, ToMap{y, b, nullptr, OH, OW, activation}, N, OH, OW, PH, PW,
+                    tile_w, tile_strips);
 }
 
 extern "C" __global__ void __launch_bounds__(INP_THREADS, 512 / INP_THREADS) conv2d_backward_input(
-    const float* __restrict__ dy,  // (N, O, OH, OW)
-    const float* __restrict__ w,   // (O, C, KH, KW)
-    float* __restrict__ dx,        // (N, C, H, W)
+    const float* __restrict__ dy,    // (N, O, OH, OW)
+    const float* __restrict__ w,     // (O, C, KH, KW)
+    const float* __restrict__ gate,  // (N, C, H, W) or null
+    float* __restrict__ dx,          // (N, C, H, W)
     int N, int H, int W, int OH, int OW, int PH, int PW, int tile_w, int tile_strips)
 {
-  convolve<BackwardInput>(dy, w, nullptr, dx, N, OH, OW, H, W, KH - 1 - PH, KW - 1 - PW, tile_w,
-                          tile_strips, ACTIVATION_NONE);
+  convolve<BackwardInput>(Whole{dy, OH, OW}, w, ToMap{dx, nullptr, gate, H, W, ACTIVATION_NONE}, N,
+                          H, W, KH - 1 - PH, KW - 1 - PW, tile_w, tile_strips);
 }
 
-// A warp owns WGT_PER_THREAD output channels, one input channel and TAPS_H x TAPS_W taps, and keeps
-// all their sums in the registers of each lane; a lane has every 32nd strip. The lanes are added up
-// only once, after the last tile of the piece. dy is read by one warp only where a block has one
-// input channel, so it goes from device memory to registers; x is staged.
 extern "C" __global__ void __launch_bounds__(WGT_THREADS, 512 / WGT_THREADS) conv2d_backward_weight(
     const float* __restrict__ dy,  // (N, O, OH, OW)
     const float* __restrict__ x,   // (N, C, H, W)
     float* __restrict__ partial,   // (R * O * C * KH * KW)
     int N, int H, int W, int OH, int OW, int PH, int PW, int tile_w, int tile_strips, int R)
 {
-  constexpr int PIXELS = WGT_PIXELS, TAPS_H = WGT_TAPS_H, TAPS_W = WGT_TAPS_W;
-  constexpr int COLUMN = (PIXELS - 1) * SH + TAPS_H;  // inputs under one strip
-  constexpr int OUT_BLOCK = WGT_OUT_WARPS * WGT_PER_THREAD;
-  constexpr int OUT_BLOCKS = ceil_div(O, OUT_BLOCK), IN_BLOCKS = ceil_div(C, WGT_IN_WARPS);
-  constexpr int TAP_COLUMNS = ceil_div(KW, TAPS_W), TAP_ROWS = ceil_div(KH, TAPS_H);
-  constexpr int UNITS = OUT_BLOCKS * IN_BLOCKS * TAP_ROWS * TAP_COLUMNS;
-  __shared__ float x_staged[WGT_IN_WARPS * WGT_REGION];
-
-  const Tiling<PIXELS> tiling(OH, OW, tile_w, tile_strips);
-  const int tiles = tiling.tiles(N), per_piece = tiles / R, longer = tiles % R;
-  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-
-  FOR_EACH_BLOCK(piece, R * UNITS) {
-    int out_block, in_block, tap_row, tap_column;
-    const int unit_row = divide_piece(piece, OUT_BLOCKS, out_block);
-    const int unit = divide_piece(unit_row, IN_BLOCKS, in_block);
-    const int r = divide_piece(divide_piece(unit, TAP_ROWS, tap_row), TAP_COLUMNS, tap_column);
-    // The first `longer` pieces have one tile more than the others.
-    const int first = r * per_piece + min(r, longer), end = first + per_piece + (r < longer);
-    const int o0 = out_block * OUT_BLOCK + warp % WGT_OUT_WARPS * WGT_PER_THREAD;
-    const int c0 = in_block * WGT_IN_WARPS, c = c0 + warp / WGT_OUT_WARPS;
-    const int p0 = tap_row * TAPS_H, q0 = tap_column * TAPS_W;
-
-    float sum[WGT_PER_THREAD][TAPS_H][TAPS_W] = {};
-    for (int number = first; number < end; ++number) {
-      const Tile tile = tiling.template tile<TAPS_H, TAPS_W, SH, SW>(number);
-      const int region = tile.rows * tile.columns;
-      stage<WGT_THREADS, 1, 1>(x_staged, x + (tile.n * C + c0) * H * W,
-                               min(WGT_IN_WARPS, C - c0), H, W, tile.row0 - PH + p0,
-                               tile.column0 - PW + q0, tile.rows, tile.columns);
-      __syncthreads();
-      if (c < C) {
-        for (int s = lane; s < tile.strips; s += WARP) {
-          const int strip_row = (tile.strip0 + s) / tile_w, strip_column = (tile.strip0 + s) % tile_w;
-          const int j = tile.band * tile_w + strip_column;
-          const int corner = (c - c0) * region + strip_column * SW +
-                             (strip_row * PIXELS * SH - tile.row0) * tile.columns;
-          float d[WGT_PER_THREAD][PIXELS];
-#pragma unroll
-          for (int t = 0; t < WGT_PER_THREAD; ++t) {
-            const float* map = dy + (tile.n * O + o0 + t) * OH * OW;  // (OH, OW)
-#pragma unroll
-            for (int k = 0; k < PIXELS; ++k) {
-              const int i = strip_row * PIXELS + k;
-              const bool inside = o0 + t < O && i < OH && j < OW;
-              d[t][k] = inside ? map[(long long)i * OW + j] : 0.0f;
-            }
-          }
-#pragma unroll
-          for (int q = 0; q < TAPS_W; ++q) {
-            float column[COLUMN];
-#pragma unroll
-            for (int k = 0; k < COLUMN; ++k) {
-              column[k] = x_staged[corner + k * tile.columns + q];
-            }
-#pragma unroll
-            for (int t = 0; t < WGT_PER_THREAD; ++t) {
-#pragma unroll
-              for (int p = 0; p < TAPS_H; ++p) {
-#pragma unroll
-                for (int k = 0; k < PIXELS; ++k) {
-                  sum[t][p][q] = fmaf(d[t][k], column[k * SH + p], sum[t][p][q]);
-                }
-              }
-            }
-          }
-        }
-      }
-      __syncthreads();  // before the next tile overwrites what is staged
-    }
-
-    if (c >= C) continue;  // a whole warp
-#pragma unroll
-    for (int t = 0; t < WGT_PER_THREAD; ++t) {
-#pragma unroll
-      for (int p = 0; p < TAPS_H; ++p) {
-#pragma unroll
-        for (int q = 0; q < TAPS_W; ++q) {
-          const float total = warp_sum(sum[t][p][q]);
-          if (lane == 0 && o0 + t < O && p0 + p < KH && q0 + q < KW) {
-            partial[((((long long)r * O + o0 + t) * C + c) * KH + p0 + p) * KW + q0 + q] = total;
-          }
-        }
-      }
-    }
-  }
+  weight_sums(Whole{dy, OH, OW}, Whole{x, H, W}, partial, N, OH, OW, PH, PW, tile_w, tile_strips,
+              R);
 }

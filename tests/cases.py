@@ -125,6 +125,16 @@ def _convolutions() -> None:
             ),
             n * oh * ow,
         )
+        if name in ("deep-12-12", "strides", "window-beyond-a-tile"):
+            add(
+                "conv2d_backward_input",
+                name + "-gated",
+                lambda rng, dy=dy, w=w, x=x, window=window: (
+                    (normal(rng, *dy), normal(rng, *w)),
+                    {**window, "input_size": x[2:], "gate": normal(rng, *x)},
+                ),
+                o * taps,
+            )
         if name in ("encoder", "encoder-empty", "single-value", "strides"):
             add(
                 "conv2d_backward_bias",
@@ -159,6 +169,135 @@ def _convolutions() -> None:
                 {**kwargs, "out": np.full(out, np.nan, np.float32)},
             ),
             40,
+        )
+
+
+# --- conv2d_pool and unpool_conv2d ----------------------------------------------------------
+
+# name: N, (C, O), (H, W) that the convolution reads, kernel size, stride, padding
+POOLED: dict[str, tuple[int, Pair, Pair, Pair, Pair, Pair]] = {
+    "deep-12-12": (2, (12, 12), (9, 12), (3, 3), (1, 1), (0, 0)),
+    "deep-12-12-odd": (1, (12, 12), (7, 9), (3, 3), (1, 1), (1, 1)),
+    "several-bands": (1, (12, 12), (5, 135), (3, 3), (1, 1), (1, 1)),
+    "several-tiles": (1, (12, 12), (23, 27), (3, 3), (1, 1), (2, 2)),
+    "one-window": (1, (12, 12), (4, 4), (3, 3), (1, 1), (0, 0)),
+    "none": (0, (12, 12), (5, 6), (3, 3), (1, 1), (1, 1)),
+    "rows-not-columns": (2, (2, 5), (11, 14), (5, 3), (1, 1), (2, 1)),
+    "strides": (1, (3, 4), (13, 18), (4, 4), (2, 3), (1, 2)),
+    "window-beyond-a-tile": (1, (2, 3), (10, 6), (48, 3), (1, 2), (20, 1)),
+}
+POOLED_ONLY = {"deep-12-24": (2, (12, 24), (7, 8), (3, 3), (1, 1), (1, 1))}
+UNPOOLED_ONLY = {
+    "deep-24-12": (2, (24, 12), (8, 7), (3, 3), (1, 1), (1, 1)),
+    "three-bands": (1, (24, 12), (2, 131), (3, 3), (1, 1), (1, 1)),
+}
+
+
+def any_mask(rng: np.random.Generator, shape: tuple[int, ...], highest: int = 4) -> np.ndarray:
+    return rng.integers(0, highest, shape).astype(np.uint8)
+
+
+def _small_numbers(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Sums of their products are exact, so that many are equal; and one NaN."""
+    x = rng.integers(-2, 3, shape).astype(np.float32)
+    x.flat[-1] = np.nan
+    return x
+
+
+def _pooled_convolutions() -> None:
+    for number, (name, conv) in enumerate({**POOLED, **POOLED_ONLY}.items()):
+        n, (c, o), size, kernel, stride, padding = conv
+        large = [output_size(*a) for a in zip(size, kernel, stride, padding, strict=True)]
+        x, w, dy = (n, c, *size), (o, c, *kernel), (n, o, large[0] // 2, large[1] // 2)
+        window = {"stride": stride, "padding": padding}
+        taps = kernel[0] * kernel[1]
+        highest, gated = (256, True) if number % 2 else (4, False)
+        activation = ("relu", None, "tanh")[number % 3]
+        add(
+            "conv2d_pool_forward",
+            name,
+            lambda rng, x=x, w=w, o=o, window=window, activation=activation: (
+                (normal(rng, *x), weights(rng, *w), normal(rng, o)),
+                {**window, "activation": activation},
+            ),
+            c * taps + 1,
+        )
+        add(
+            "conv2d_pool_backward_input",
+            name,
+            lambda rng, x=x, w=w, dy=dy, window=window, highest=highest, gated=gated: (
+                (normal(rng, *dy), any_mask(rng, dy, highest), normal(rng, *w)),
+                {**window, "input_size": x[2:], "gate": normal(rng, *x) if gated else None},
+            ),
+            o * taps,
+        )
+        add(
+            "conv2d_pool_backward_weight",
+            name,
+            lambda rng, x=x, w=w, dy=dy, window=window, highest=highest, gated=gated: (
+                (normal(rng, *dy), any_mask(rng, dy, highest), normal(rng, *x)),
+                {
+                    **window,
+                    "kernel_size": w[2:],
+                    "out": np.full(w, np.nan, np.float32) if gated else None,
+                },
+            ),
+            math.prod(dy) // o,
+        )
+    add(
+        "conv2d_pool_forward",
+        "equal-values",
+        lambda rng: (
+            (
+                _small_numbers(rng, 2, 12, 7, 9),
+                rng.integers(-1, 2, (12, 12, 3, 3)).astype(np.float32),
+                np.zeros(12, np.float32),
+            ),
+            {"activation": "relu", "padding": (1, 1)},
+        ),
+        109,
+    )
+
+
+def _convolutions_of_unpooled() -> None:
+    for number, (name, conv) in enumerate({**POOLED, **UNPOOLED_ONLY}.items()):
+        n, (c, o), size, kernel, stride, padding = conv
+        oh, ow = (output_size(*a) for a in zip(size, kernel, stride, padding, strict=True))
+        x, w, dy = (n, c, size[0] // 2, size[1] // 2), (o, c, *kernel), (n, o, oh, ow)
+        window = {"stride": stride, "padding": padding, "size": size}
+        taps = kernel[0] * kernel[1]
+        highest, gated = (256, True) if number % 2 else (4, False)
+        activation = ("relu", None, "tanh")[number % 3]
+        add(
+            "unpool_conv2d_forward",
+            name,
+            lambda rng, x=x, w=w, o=o, window=window, act=activation, highest=highest: (
+                (normal(rng, *x), any_mask(rng, x, highest), weights(rng, *w), normal(rng, o)),
+                {**window, "activation": act},
+            ),
+            c * taps + 1,
+        )
+        add(
+            "unpool_conv2d_backward_input",
+            name,
+            lambda rng, x=x, w=w, dy=dy, window=window, highest=highest, gated=gated: (
+                (normal(rng, *dy), any_mask(rng, x, highest), normal(rng, *w)),
+                {**window, "gate": normal(rng, *x) if gated else None},
+            ),
+            o * taps,
+        )
+        add(
+            "unpool_conv2d_backward_weight",
+            name,
+            lambda rng, x=x, w=w, dy=dy, window=window, highest=highest, gated=gated: (
+                (normal(rng, *dy), normal(rng, *x), any_mask(rng, x, highest)),
+                {
+                    **window,
+                    "kernel_size": w[2:],
+                    "out": np.full(w, np.nan, np.float32) if gated else None,
+                },
+            ),
+            n * oh * ow,
         )
 
 
@@ -472,6 +611,8 @@ def _single_layers() -> None:
 
 
 _convolutions()
+_pooled_convolutions()
+_convolutions_of_unpooled()
 _pools()
 _products()
 _elementwise()

@@ -26,6 +26,7 @@ from cae_raw.layers import (
     Trace,
     Unflatten,
 )
+from cae_raw.layers.fused import Fused
 from cae_raw.models import MODELS, Autoencoder
 
 Array = Any
@@ -142,17 +143,28 @@ def _maker(name: str, options: dict[str, Any]) -> Make:
 
 
 def run_both_ways(
-    stack: Sequential, x: Array, dy: Array, trace: Trace, backend: Backend = NUMPY
+    stack: Sequential,
+    x: Array,
+    dy: Array,
+    trace: Trace,
+    backend: Backend = NUMPY,
+    fused: bool = False,
 ) -> dict[str, Array]:
     """Output, input gradient and parameter gradients, under "output", "input" and their names.
 
     The parameter gradients are NaN before the backward pass, which must overwrite them.
     """
-    y = stack.forward(backend.asarray(x), trace)
+    layers = Fused(stack) if fused else stack
+    y = layers.forward(backend.asarray(x), trace)
     poison = np.full(stack.parameters.shape, np.nan, x.dtype)
     gradients = stack.split(backend.asarray(poison))
-    dx = stack.backward(backend.asarray(dy), trace, gradients)
+    dx = layers.backward(backend.asarray(dy), trace, gradients)
     return {"output": y, "input": dx, **gradients}
+
+
+def ways(stack: Sequential) -> list[bool]:
+    """`fused` of `run_both_ways`: both, where runs of the stack's layers can be fused."""
+    return [False, True] if Fused(stack).fuses else [False]
 
 
 def decisions(stack: Sequential, trace: Trace, backend: Backend = NUMPY) -> list[Array]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cae_raw.gradcheck.cases import Configuration, decisions, label, run_both_ways, same
+from cae_raw.gradcheck.cases import Configuration, decisions, label, run_both_ways, same, ways
 from cae_raw.gradcheck.check import Check
 from cae_raw.layers import MSELoss, Sequential, Trace
 from cae_raw.layers.loss import LOSSES
@@ -61,6 +61,8 @@ def gradient_checks(configuration: Configuration) -> Iterator[Check]:
         problems = {f", {kind}": penalised_loss(stack, x, target, kind) for kind in LOSSES}
     else:
         problems = {"": weighted_output(stack, x, rng)}
+    if True in ways(stack):
+        problems[", fused"] = weighted_output(stack, x, rng, fused=True)
     for extra, problem in problems.items():
         gradients = problem.gradients()
         for what, array in problem.arrays.items():
@@ -78,13 +80,15 @@ def gradient_checks(configuration: Configuration) -> Iterator[Check]:
             )
 
 
-def weighted_output(stack: Sequential, x: Array, rng: np.random.Generator) -> Problem:
+def weighted_output(
+    stack: Sequential, x: Array, rng: np.random.Generator, fused: bool = False
+) -> Problem:
     """f = sum of the output times fixed random weights, which are then the output's gradient."""
     weights = rng.standard_normal(stack.forward(x).shape)
     return Problem(
         {"input": x, **stack.params},
         lambda trace: stack.forward(x, trace) * weights,
-        lambda: run_both_ways(stack, x, weights, {}),
+        lambda: run_both_ways(stack, x, weights, {}, fused=fused),
     )
 
 

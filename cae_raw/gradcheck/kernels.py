@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cae_raw.backends import Backend
-from cae_raw.gradcheck.cases import Configuration, decisions, label, run_both_ways, same
+from cae_raw.gradcheck.cases import Configuration, decisions, label, run_both_ways, same, ways
 from cae_raw.gradcheck.check import Check
 from cae_raw.layers import MSELoss, Sequential, Trace
 from cae_raw.models import Autoencoder
@@ -40,6 +40,12 @@ SUM_LENGTHS: dict[str, Callable[[Arguments], int]] = {
     "conv2d_backward_input result": lambda a: prod(a["w"].shape) // a["w"].shape[1],
     "conv2d_backward_weight result": lambda a: a["dy"].size // a["dy"].shape[1],
     "conv2d_backward_bias result": lambda a: a["dy"].size // a["dy"].shape[1],
+    "conv2d_pool_forward result 0": lambda a: prod(a["w"].shape[1:]) + 1,
+    "conv2d_pool_backward_input result": lambda a: prod(a["w"].shape) // a["w"].shape[1],
+    "conv2d_pool_backward_weight result": lambda a: a["dy"].size // a["dy"].shape[1],
+    "unpool_conv2d_forward result": lambda a: prod(a["w"].shape[1:]) + 1,
+    "unpool_conv2d_backward_input result": lambda a: prod(a["w"].shape) // a["w"].shape[1],
+    "unpool_conv2d_backward_weight result": lambda a: a["dy"].size // a["dy"].shape[1],
     "linear_forward result": lambda a: a["w"].shape[1] + 1,
     "linear_backward_input result": lambda a: a["w"].shape[0],
     "linear_backward_weight result": lambda a: a["dy"].shape[0],
@@ -116,8 +122,9 @@ def kernel_checks(configuration: Configuration, backend: Backend) -> Iterator[Ch
         for outcome in replay(call, backend):
             yield Check(**subject, **outcome)
     longest = max((call.sum_length("result") for call in calls), default=1)
-    for outcome in whole(configuration, backend, longest):
-        yield Check(**subject, **outcome)
+    for fused in ways(configuration.build()):
+        for outcome in whole(configuration, backend, longest, fused):
+            yield Check(**subject, **outcome)
 
 
 def record(configuration: Configuration) -> list[Call]:
@@ -126,7 +133,8 @@ def record(configuration: Configuration) -> list[Call]:
     stack = configuration.build()
     x, weights = _inputs(configuration, stack, rng)
     with recorded() as calls:
-        run_both_ways(stack, x, weights, {})
+        for fused in ways(stack):
+            run_both_ways(stack, x, weights, {}, fused=fused)
         if isinstance(stack, Autoencoder):
             _training_step(stack, configuration.shape, rng)
     return calls
@@ -165,7 +173,9 @@ def replay(call: Call, backend: Backend) -> Iterator[dict[str, Any]]:
             yield {**subject, "what": name, "shape": before.shape, "error": inf, "note": note}
 
 
-def whole(configuration: Configuration, backend: Backend, length: int) -> Iterator[dict[str, Any]]:
+def whole(
+    configuration: Configuration, backend: Backend, length: int, fused: bool
+) -> Iterator[dict[str, Any]]:
     """The configuration on the device against NumPy in float64: output and all gradients.
 
     An input for which rounding alone decides a ReLU or a maximum differently is drawn anew.
@@ -178,8 +188,9 @@ def whole(configuration: Configuration, backend: Backend, length: int) -> Iterat
         for _ in range(TRIES):
             x, weights = _inputs(configuration, wide, rng)
             traces: tuple[Trace, Trace] = ({}, {})
-            expected = run_both_ways(wide, _widened(x), _widened(weights), traces[0])
-            found = run_both_ways(narrow, x, weights, traces[1], backend)
+            given = (_widened(x), _widened(weights), traces[0])
+            expected = run_both_ways(wide, *given, fused=fused)
+            found = run_both_ways(narrow, x, weights, traces[1], backend, fused)
             actual = {name: backend.to_numpy(array) for name, array in found.items()}
             if same(decisions(wide, traces[0]), decisions(narrow, traces[1], backend)):
                 break

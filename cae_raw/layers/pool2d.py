@@ -125,12 +125,21 @@ class MaxUnpool2d(Layer):
             raise InputError(f"{self} takes the shape that its pooling made, {made}, not {shape}")
         return pooled
 
-    def forward(self, x: Array, trace: Trace | None = None) -> Array:
+    def selection(self, x: Array, trace: Trace | None) -> tuple[Array, tuple[int, int, int, int]]:
+        """The mask for a batch x, and the shape of the output for it.
+
+        Raises:
+            InputError: if they are not in the trace, or are those of another batch.
+        """
         if trace is None or self.pool not in trace:
             raise InputError(f"{self} needs the trace that its pooling layer wrote to")
         mask, shape = trace[self.pool]
         if tuple(x.shape) != tuple(mask.shape):
             raise InputError(f"{self} got {tuple(x.shape)}, its mask is {tuple(mask.shape)}")
+        return mask, shape
+
+    def forward(self, x: Array, trace: Trace | None = None) -> Array:
+        mask, shape = self.selection(x, trace)
         return ops.mask_scatter(x, mask, size=shape[2:], **self.pool.window)
 
     def backward(

@@ -6,12 +6,14 @@ from cae_raw.ops import (
     activation,
     batch,
     conv2d,
+    conv2d_pool,
     linear,
     loss,
     optim,
     pad2d,
     pool2d,
     single_layer,
+    unpool_conv2d,
 )
 from cae_raw.ops.registry import OPS, Op
 
@@ -21,10 +23,12 @@ __all__ = [
     "activation",
     "batch",
     "conv2d",
+    "conv2d_pool",
     "linear",
     "loss",
     "optim",
     "pad2d",
     "pool2d",
     "single_layer",
+    "unpool_conv2d",
 ]

@@ -35,18 +35,40 @@ BIAS_PIECE = 4096  # elements behind one partial sum of the bias gradient
 
 
 @functools.lru_cache(maxsize=256)
-def _tiled(
-    entry: str, prefix: str, c: int, o: int, kernel_size: Pair, stride: Pair
+def tiled(
+    entry: str, prefix: str, c: int, o: int, kernel_size: Pair, stride: Pair, file: str = "conv2d"
 ) -> Kernel | None:
     """The tiled kernel of a layer, or None where its window is too large for a tile."""
     constants = plan.constants(c, o, kernel_size, stride)
     if constants is None:
         return None
-    return Kernel("conv2d", entry, constants, threads=f"{prefix}_THREADS")
+    return Kernel(file, entry, constants, threads=f"{prefix}_THREADS")
 
 
-def _sizes(x: tuple[int, ...], y: tuple[int, ...]) -> dict[str, int]:
-    return {"N": x[0], "H": x[2], "W": x[3], "OH": y[2], "OW": y[3]}
+def sizes(x: tuple[int, ...], y: tuple[int, ...], padding: Pair) -> dict[str, int]:
+    """What tiled kernels are told of the shapes of their input and output, and of the padding."""
+    return {
+        "N": x[0], "H": x[2], "W": x[3], "OH": y[2], "OW": y[3], "PH": padding[0], "PW": padding[1],
+    }  # fmt: skip
+
+
+def sum_of_pieces(
+    kernel: Kernel, arrays: dict[str, Array], shapes: dict[str, int], size: Pair, dw: Array
+) -> Array:
+    """Run a tiled backward_weight kernel over gradients of `size`, in pieces, and add these."""
+    backend = backend_of(dw)
+    constants = kernel.constants
+    taps = (constants["WGT_TAPS_H"], constants["WGT_TAPS_W"])
+    stride = (constants["SH"], constants["SW"])
+    tiles, tile = plan.tiles(constants, "WGT", shapes["N"], size, taps, stride)
+    units = plan.weight_units(constants)
+    pieces = max(1, min(tiles, plan.BLOCKS_OF_A_SUM // units))
+    partial = dw if pieces == 1 else backend.empty((pieces, *dw.shape))
+    arguments = {**arrays, "partial": partial, **shapes, **tile, "R": pieces}
+    backend.launch(kernel, pieces * units, arguments)
+    if pieces > 1:
+        reduce.add_rows(backend, partial, pieces, dw)
+    return dw
 
 
 def _direct_sizes(
@@ -73,33 +95,38 @@ def _forward_cuda(
     y = backend.empty((x.shape[0], o, oh, ow))
     arrays = {"x": x, "w": w, "b": b, "y": y}
     epilogue = {"activation": act.code_of(activation)}
-    kernel = _tiled("conv2d_forward", "FWD", c, o, (kh, kw), stride)
+    kernel = tiled("conv2d_forward", "FWD", c, o, (kh, kw), stride)
     if kernel is None:
-        sizes = _direct_sizes(x.shape, y.shape, (kh, kw), stride, padding)
+        direct = _direct_sizes(x.shape, y.shape, (kh, kw), stride, padding)
         grid = backend.blocks(FORWARD_DIRECT, y.size)
-        backend.launch(FORWARD_DIRECT, grid, {**arrays, **sizes, **epilogue})
+        backend.launch(FORWARD_DIRECT, grid, {**arrays, **direct, **epilogue})
         return y
     grid, tile = plan.tiles(kernel.constants, "FWD", x.shape[0], (oh, ow), (kh, kw), stride)
-    pad = {"PH": padding[0], "PW": padding[1]}
-    backend.launch(kernel, grid, {**arrays, **_sizes(x.shape, y.shape), **pad, **tile, **epilogue})
+    backend.launch(kernel, grid, {**arrays, **sizes(x.shape, y.shape, padding), **tile, **epilogue})
     return y
 
 
 def _backward_input_cuda(
-    dy: Array, w: Array, *, input_size: Pair, stride: Pair = (1, 1), padding: Pair = (0, 0)
+    dy: Array,
+    w: Array,
+    *,
+    input_size: Pair,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    gate: Array | None = None,
 ) -> Array:
     backend = backend_of(dy)
     o, c, kh, kw = w.shape
     dx = backend.empty((dy.shape[0], c, *input_size))
-    arrays = {"dy": dy, "w": w, "dx": dx}
-    kernel = _tiled("conv2d_backward_input", "INP", c, o, (kh, kw), stride)
+    kernel = tiled("conv2d_backward_input", "INP", c, o, (kh, kw), stride)
     if kernel is None:
-        sizes = _direct_sizes(dx.shape, dy.shape, (kh, kw), stride, padding)
-        backend.launch(INPUT_DIRECT, backend.blocks(INPUT_DIRECT, dx.size), {**arrays, **sizes})
-        return dx
+        direct = _direct_sizes(dx.shape, dy.shape, (kh, kw), stride, padding)
+        arrays = {"dy": dy, "w": w, "dx": dx}
+        backend.launch(INPUT_DIRECT, backend.blocks(INPUT_DIRECT, dx.size), {**arrays, **direct})
+        return dx if gate is None else act.relu_backward(dx, gate)
     grid, tile = plan.tiles(kernel.constants, "INP", dy.shape[0], input_size, (kh, kw), (1, 1))
-    pad = {"PH": padding[0], "PW": padding[1]}
-    backend.launch(kernel, grid, {**arrays, **_sizes(dx.shape, dy.shape), **pad, **tile})
+    arrays = {"dy": dy, "w": w, "gate": gate, "dx": dx}
+    backend.launch(kernel, grid, {**arrays, **sizes(dx.shape, dy.shape, padding), **tile})
     return dx
 
 
@@ -115,25 +142,13 @@ def _backward_weight_cuda(
     backend = backend_of(dy)
     o, c = dy.shape[1], x.shape[1]
     dw = backend.empty((o, c, *kernel_size)) if out is None else out
-    kernel = _tiled("conv2d_backward_weight", "WGT", c, o, kernel_size, stride)
+    kernel = tiled("conv2d_backward_weight", "WGT", c, o, kernel_size, stride)
     if kernel is None:
-        sizes = _direct_sizes(x.shape, dy.shape, kernel_size, stride, padding)
-        backend.launch(WEIGHT_DIRECT, dw.size, {"dy": dy, "x": x, "dw": dw, **sizes})
+        direct = _direct_sizes(x.shape, dy.shape, kernel_size, stride, padding)
+        backend.launch(WEIGHT_DIRECT, dw.size, {"dy": dy, "x": x, "dw": dw, **direct})
         return dw
-    constants = kernel.constants
-    taps = (constants["WGT_TAPS_H"], constants["WGT_TAPS_W"])
-    tiles, tile = plan.tiles(constants, "WGT", x.shape[0], dy.shape[2:], taps, stride)
-    units = plan.weight_units(constants)
-    pieces = max(1, min(tiles, plan.BLOCKS_OF_A_SUM // units))
-    partial = dw if pieces == 1 else backend.empty((pieces, *dw.shape))
-    arguments = {
-        "dy": dy, "x": x, "partial": partial, **_sizes(x.shape, dy.shape),
-        "PH": padding[0], "PW": padding[1], **tile, "R": pieces,
-    }  # fmt: skip
-    backend.launch(kernel, pieces * units, arguments)
-    if pieces > 1:
-        reduce.add_rows(backend, partial, pieces, dw)
-    return dw
+    shapes = sizes(x.shape, dy.shape, padding)
+    return sum_of_pieces(kernel, {"dy": dy, "x": x}, shapes, dy.shape[2:], dw)
 
 
 def _backward_bias_cuda(dy: Array, *, out: Array | None = None) -> Array:

@@ -1,7 +1,7 @@
-"""The constants of kernels/conv2d.cu, and how a map is cut into its tiles.
+"""The constants of kernels/conv2d_tiles.cuh, and how a map is cut into its tiles.
 
 `constants` depends on the layer alone, so that a layer is compiled once; `Tiling` fits the tile to
-the size of the image at launch. Strips, bands and tiles are drawn at the top of conv2d.cu.
+the size of the image at launch. Strips, bands and tiles are drawn there.
 """
 
 from __future__ import annotations
@@ -58,21 +58,26 @@ def region_floats(
 
 
 @functools.lru_cache(maxsize=1024)
-def fit(size: Pair, pixels: int, strips: int, taps: Pair, stride: Pair, capacity: int) -> Tiling:
-    """The widest bands, and then the largest tiles, whose region fits `capacity` floats."""
+def fit(
+    size: Pair, pixels: int, strips: int, taps: Pair, stride: Pair, capacity: int, together: int = 1
+) -> Tiling:
+    """The widest bands, and then the largest tiles, whose region fits `capacity` floats.
+
+    Every band and tile begins at a multiple of `together` columns.
+    """
     strip_rows = ceil_div(size[0], pixels)
-    for tile_strips in _halves(strips):
+    for tile_strips in _halves(strips, together):
         for bands in range(ceil_div(size[1], strips), size[1] + 1):
-            tile_w = ceil_div(size[1], bands)
-            if tile_w < 8 and tile_w < size[1] and tile_strips > 1:
+            tile_w = ceil_div(size[1], bands * together) * together
+            if tile_w < 8 and tile_w < size[1] and tile_strips > together:
                 break  # shorter tiles before narrower bands
             if region_floats(tile_w, tile_strips, pixels, taps, stride, strip_rows) <= capacity:
                 return Tiling(size, pixels, tile_w, tile_strips)
     raise AssertionError("the smallest tile always fits")
 
 
-def _halves(n: int) -> Iterator[int]:
-    while n:
+def _halves(n: int, smallest: int) -> Iterator[int]:
+    while n >= smallest:
         yield n
         n //= 2
 
@@ -161,11 +166,17 @@ def _weight(c: int, o: int, kernel_size: Pair, stride: Pair) -> dict[str, int] |
 
 
 def tiles(
-    k: Mapping[str, int], prefix: str, n: int, size: Pair, taps: Pair, stride: Pair
+    k: Mapping[str, int],
+    prefix: str,
+    n: int,
+    size: Pair,
+    taps: Pair,
+    stride: Pair,
+    together: int = 1,
 ) -> tuple[int, dict[str, int]]:
     """How many pieces of work n maps of `size` are, and the kernel's arguments about the tile."""
     pixels, strips, inputs = k[f"{prefix}_PIXELS"], k[f"{prefix}_STRIPS"], k[f"{prefix}_REGION"]
-    tiling = fit(tuple(size), pixels, strips, taps, stride, inputs)
+    tiling = fit(tuple(size), pixels, strips, taps, stride, inputs, together)
     blocks = 1
     if prefix != "WGT":  # each block has some of the output channels
         outputs = k["O"] if prefix == "FWD" else k["C"]

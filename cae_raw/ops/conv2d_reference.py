@@ -66,9 +66,18 @@ def forward(
 
 
 def backward_input(
-    dy: Array, w: Array, *, input_size: Pair, stride: Pair = (1, 1), padding: Pair = (0, 0)
+    dy: Array,
+    w: Array,
+    *,
+    input_size: Pair,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    gate: Array | None = None,
 ) -> Array:
-    """dx (N, C, *input_size): what each input got from every window that read it."""
+    """dx (N, C, *input_size): what each input got from every window that read it.
+
+    With the output `gate` of the ReLU that made the input, the gradient of what went into that one.
+    """
     dx = scratch.empty((len(dy), w.shape[1], *input_size), dy.dtype)
     if stride == (1, 1):
         shifts = _shifts_of_y(w.shape[2:], padding)
@@ -76,7 +85,7 @@ def backward_input(
             pass
     else:
         _spread(dy, w, _shifts_of_x(w.shape[2:], padding), stride, dx)
-    return dx
+    return dx if gate is None else act.relu_backward(dx, gate)
 
 
 def backward_weight(

@@ -55,7 +55,8 @@ class Engine:
         loss: a name in `cae_raw.layers.loss.LOSSES`; None takes the model's own.
         threads: how many chunks of a batch are worked on at a time on the CPU; None takes every
             processor this process may use.
-        fused: use the model's fused step where it has one; False goes layer by layer.
+        fused: use the model's fused step where it has one, and on a GPU compute runs of layers in
+            one pass; False goes layer by layer.
 
     Attributes:
         gradients: of the last step, flat, of the parameters' length; valid until the next one.
@@ -96,7 +97,7 @@ class Engine:
             self.chunk = self._kind.chunk_size(largest_map)  # images
         else:
             kind = FusedBatch if fused and model.fused_cuda is not None else WholeBatch
-            self._whole = kind(model, self.image_shape, largest_map, self.loss)
+            self._whole = kind(model, self.image_shape, largest_map, self.loss, fused=fused)
         self._stack, self._depth = ExitStack(), 0
 
     def __enter__(self) -> Engine:

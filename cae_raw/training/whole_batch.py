@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cae_raw.data.scaling import scale_and_shift
+from cae_raw.layers.fused import Fused
 from cae_raw.layers.loss import MSELoss
 from cae_raw.models import Autoencoder
 from cae_raw.ops.batch import gather
@@ -23,13 +24,21 @@ class WholeBatch:
     """Gradients and errors of a model over images of one shape, on the model's backend.
 
     Args:
-        model, image_shape, loss: as `Engine` takes them.
+        model, image_shape, loss, fused: as `Engine` takes them.
+        largest_map: of the model, bytes per image.
     """
 
     def __init__(
-        self, model: Autoencoder, image_shape: tuple[int, ...], largest_map: int, loss: MSELoss
+        self,
+        model: Autoencoder,
+        image_shape: tuple[int, ...],
+        largest_map: int,
+        loss: MSELoss,
+        *,
+        fused: bool = True,
     ) -> None:
         self.model, self.loss, self.pixels = model, loss, prod(image_shape)
+        self.layers = Fused(model) if fused else model
         self.images_at_a_time = max(1, min(EVALUATION_BATCH, EVALUATION_BYTES // largest_map))
         self.scale, self.shift = scale_and_shift(model.value_range)
         self.gradients = model.backend.empty(model.parameters.shape, model.parameters.dtype)
@@ -37,9 +46,9 @@ class WholeBatch:
     def step(self, images: Array, indices: np.ndarray) -> Array:
         """Fill `gradients` for the batch images[indices]; returns its squared error, (1,)."""
         x, trace = self._load(images, indices), dict[Any, Any]()
-        y = self.model.forward(x, trace)
+        y = self.layers.forward(x, trace)
         total, dy = self.loss.partial(y, x, len(indices) * self.pixels)
-        self.model.backward(dy, trace, self.model.split(self.gradients), need_dx=False)
+        self.layers.backward(dy, trace, self.model.split(self.gradients), need_dx=False)
         return total
 
     def squared_error(self, images: Array) -> float:
@@ -47,7 +56,7 @@ class WholeBatch:
         total, size = 0.0, self.images_at_a_time
         for start in range(0, len(images), size):
             x = self._load(images, np.arange(start, min(start + size, len(images))))
-            error = self.loss.partial(self.model.forward(x), x, 1)[0]
+            error = self.loss.partial(self.layers.forward(x), x, 1)[0]
             total += float(self.model.backend.to_numpy(error)[0])
         return total
 
@@ -55,7 +64,7 @@ class WholeBatch:
         """Outputs float32 (N, C, H, W) for a few host images uint8 (N, C, H, W)."""
         backend = self.model.backend
         x = self._load(backend.asarray(images), np.arange(len(images)))
-        return backend.to_numpy(self.model.forward(x))
+        return backend.to_numpy(self.layers.forward(x))
 
     def _load(self, images: Array, indices: np.ndarray) -> Array:
         place = self.model.backend.asarray(indices)
