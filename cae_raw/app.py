@@ -111,6 +111,14 @@ def train_command(
         float, typer.Option(metavar="X", help="For adam; keeps its divisor above 0.")
     ] = 1e-8,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Images per step.")] = 128,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="For deep models on a GPU: float32, or what the operands of the linear layers' "
+            "products are rounded to, tf32 or bf16.",
+        ),
+    ] = "float32",
     epochs: Annotated[
         int,
         typer.Option(
@@ -198,6 +206,7 @@ def train_command(
         model=model,
         filters=filters,
         code_size=code_size,
+        precision=precision,
         loss=loss.replace("-", "_") if loss else None,
         optimizer=optimizer,
         lr=lr,

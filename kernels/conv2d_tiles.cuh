@@ -84,7 +84,8 @@ struct Unpooled {
   __device__ __forceinline__ float read(long long map, int h, int v) const {
     const int rows = height / 2, columns = width / 2;
     const long long at = map * ((long long)rows * columns) + ((long long)(h / 2) * columns + v / 2);
-    return mask[at] == h % 2 * 2 + v % 2 ? values[at] : 0.0f;
+    const float value = values[at];  // asked for at once, not after the mask has come
+    return mask[at] == h % 2 * 2 + v % 2 ? value : 0.0f;
   }
 };
 

@@ -415,6 +415,50 @@ def _products() -> None:
             )
 
 
+ROUNDED: dict[str, tuple[int, int, int]] = {
+    "small": (3, 5, 7),
+    "primes": (67, 37, 139),
+    "several-tiles": (68, 44, 132),
+    "long-input": (5, 700, 10),
+    "no-examples": (0, 5, 3),
+}
+
+
+def _rounded_products() -> None:
+    """The same on tensor cores. Where sizes are multiples of four, reads are 16 bytes wide."""
+    for precision in ("tf32", "bf16"):
+        for number, (name, (n, i, o)) in enumerate(ROUNDED.items()):
+            options: dict[str, Any] = {"precision": precision}
+            activation = ("relu", None, "tanh")[number % 3]
+            add(
+                "linear_forward",
+                f"{precision}-{name}",
+                lambda rng, n=n, i=i, o=o, options=options, activation=activation: (
+                    (normal(rng, n, i), weights(rng, o, i), normal(rng, o)),
+                    {"activation": activation, **options},
+                ),
+                i + 1,
+            )
+            add(
+                "linear_backward_input",
+                f"{precision}-{name}",
+                lambda rng, n=n, i=i, o=o, options=options: (
+                    (normal(rng, n, o), normal(rng, o, i)),
+                    options,
+                ),
+                o,
+            )
+            add(
+                "linear_backward_weight",
+                f"{precision}-{name}",
+                lambda rng, n=n, i=i, o=o, options=options, number=number: (
+                    (normal(rng, n, o), normal(rng, n, i)),
+                    {**options, "out": np.full((o, i), np.nan, np.float32) if number else None},
+                ),
+                n,
+            )
+
+
 # --- elementwise ----------------------------------------------------------------------------
 
 SIZES = {"empty": (0, 3), "one": (1,), "prime": (10007,), "image": (2, 3, 5, 7), "block": (256,)}
@@ -615,6 +659,7 @@ _pooled_convolutions()
 _convolutions_of_unpooled()
 _pools()
 _products()
+_rounded_products()
 _elementwise()
 _training()
 _single_layers()

@@ -57,6 +57,7 @@ OTHER: dict[str, Any] = {
     "resize": True,
     "filters": 8,
     "code_size": 9,
+    "precision": "tf32",
     "loss": "mse",
     "optimizer": "sgd",
     "lr": 2e-3,

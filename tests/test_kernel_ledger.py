@@ -41,6 +41,9 @@ COLUMNS = ("registers", "static_shared", "stack", "spill_stores", "spill_loads")
 MODEL_CONVOLUTIONS = (
     (1, 32), (32, 1), (3, 32), (32, 3), (3, 12), (12, 12), (12, 24), (24, 12), (12, 3),
 )  # fmt: skip
+# Those of the deep models that have pooling behind them, and unpooling in front.
+MODEL_POOLED = ((12, 12), (12, 24))
+MODEL_UNPOOLED = ((12, 12), (24, 12))
 
 needs_nvrtc = pytest.mark.skipif(
     nvrtc.find_library() is None, reason="NVRTC is not installed: pip install nvidia-cuda-nvrtc"
@@ -56,10 +59,17 @@ def modules() -> dict[str, Kernel]:
             optim.ADAM_STEP, pad2d.FORWARD, pool2d.MAXPOOL_FORWARD, reduce.ROWS,
         )
     }  # fmt: skip
-    for c, o in MODEL_CONVOLUTIONS:
-        constants = plan.constants(c, o, (3, 3), (1, 1))
-        assert constants is not None
-        result[f"conv2d {c}->{o}"] = Kernel("conv2d", "conv2d_forward", constants, "FWD_THREADS")
+    result["linear_mma tf32"] = linear.FORWARD_TF32
+    result["linear_mma bf16"] = linear.FORWARD_BF16
+    for file, layers in (
+        ("conv2d", MODEL_CONVOLUTIONS),
+        ("conv2d_pool", MODEL_POOLED),
+        ("unpool_conv2d", MODEL_UNPOOLED),
+    ):
+        for c, o in layers:
+            constants = plan.constants(c, o, (3, 3), (1, 1))
+            assert constants is not None
+            result[f"{file} {c}->{o}"] = Kernel(file, f"{file}_forward", constants, "FWD_THREADS")
     for name, channels, sparse in (("1", 1, False), ("3", 3, False), ("3 sparse", 3, True)):
         kernel = single_layer.kernel("single_layer_step", channels, 32, sparse=sparse)
         result[f"single-layer {name}"] = kernel

@@ -132,6 +132,12 @@ class CudaBackend:
         self._context.synchronize()
 
     @property
+    def compute_capability(self) -> tuple[int, int]:
+        """Which generation of GPU this is, such as (9, 0)."""
+        digits = str(self._context.compute_capability)
+        return int(digits[:-1]), int(digits[-1])
+
+    @property
     def compiling(self) -> bool:
         """True while a kernel file is being compiled or loaded."""
         return self._lock.locked()

@@ -7,20 +7,19 @@ import itertools
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from cae_raw.backends import kernel_source, nvrtc
 from cae_raw.backends.cuda_backend import Kernel
 from cae_raw.errors import InputError, unknown_name
 
+if TYPE_CHECKING:
+    from cae_raw.layers import Conv2d
+
 DEFAULT_CHANNELS = (3,)
 DEFAULT_ARCH = "sm_90"
-# The kernels of conv2d.cu, and how the names of their constants begin.
-TILED = {
-    "conv2d_forward": "FWD",
-    "conv2d_backward_input": "INP",
-    "conv2d_backward_weight": "WGT",
-}
+# What the kernels of a tiled convolution do, and how the names of their constants begin.
+TILED = {"forward": "FWD", "backward_input": "INP", "backward_weight": "WGT"}
 
 
 @dataclass(frozen=True)
@@ -71,13 +70,14 @@ def _fused(channels: Sequence[int]) -> Iterator[Build]:
 
 
 def _tiled_convolutions(channels: Sequence[int]) -> Iterator[Build]:
-    """Those of kernels/conv2d.cu, which is compiled once per convolution of a model."""
+    """Those that are compiled once per convolution of a model, or per run of layers around it."""
     from cae_raw.layers import Conv2d
+    from cae_raw.layers.fused import ConvBlock, Fused
     from cae_raw.models import MODELS
     from cae_raw.models import build as build_model
     from cae_raw.ops import conv2d_plan
 
-    layers: dict[tuple[Any, ...], Conv2d] = {}
+    needed: dict[tuple[Any, ...], None] = {}
     for name in MODELS:
         for c in channels:
             try:
@@ -86,18 +86,24 @@ def _tiled_convolutions(channels: Sequence[int]) -> Iterator[Build]:
                 continue
             for layer in model.stack:
                 if isinstance(layer, Conv2d):
-                    o, i = layer.out_channels, layer.in_channels
-                    layers.setdefault((i, o, layer.kernel_size, layer.stride), layer)
-    if not layers:
+                    needed.setdefault(("conv2d", *_geometry(layer)))
+            for part in Fused(model).parts:
+                if isinstance(part, ConvBlock):
+                    needed.setdefault((part.kernel_file, *_geometry(part.conv)))
+    if not needed:
         raise InputError(f"no model takes images with {list(channels)} channels")
-    for c, o, size, stride in layers:
+    for file, c, o, size, stride in needed:
         constants = conv2d_plan.constants(c, o, size, stride)
         if constants is None:  # too large for a tile: conv2d_direct.cu does it
             continue
         step = "" if stride == (1, 1) else f", stride {stride[0]}x{stride[1]}"
-        for entry, prefix in TILED.items():
-            kernel = Kernel("conv2d", entry, constants, threads=f"{prefix}_THREADS")
+        for what, prefix in TILED.items():
+            kernel = Kernel(file, f"{file}_{what}", constants, threads=f"{prefix}_THREADS")
             yield Build(kernel, f"{c} -> {o} channels, {size[0]}x{size[1]}{step}")
+
+
+def _geometry(layer: Conv2d) -> tuple[Any, ...]:
+    return (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride)
 
 
 def resources(kernel: Kernel, arch: str) -> nvrtc.Resources:

@@ -79,6 +79,7 @@ def _refuse_without_effect(config: TrainConfig) -> None:
         "resize": (config.dataset == "lmdb" and config.size is not None, "--dataset lmdb --size"),
         "filters": (config.model == "single-layer", "--model single-layer"),
         "code_size": (config.model in DEEP_MODELS, "--model deep or deep-same"),
+        "precision": (config.model in DEEP_MODELS, "--model deep or deep-same"),
         "momentum": (config.optimizer == "sgd", "--optimizer sgd"),
         "betas": (config.optimizer == "adam", "--optimizer adam"),
         "eps": (config.optimizer == "adam", "--optimizer adam"),

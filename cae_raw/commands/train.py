@@ -13,6 +13,7 @@ from cae_raw.commands.options import check_images_every, check_options
 from cae_raw.data.base import Dataset
 from cae_raw.errors import InputError
 from cae_raw.models.summary import summarize
+from cae_raw.ops.precision import check_precision
 from cae_raw.training.config import TrainConfig
 from cae_raw.training.events import EventRecorder
 from cae_raw.training.progress import BarReporter, LineReporter
@@ -45,6 +46,7 @@ def train(
     if config.size is not None:
         config.check_images(config.size, config.size)  # before images are made that size
     backend = choose_backend(device)
+    check_precision(config.precision, backend)
     cache_dir = runs_dir / CACHES if cache else None
     dataset = load_data(config, data_dir, out, cache_dir, must_cache=True)
     config.check_images(*dataset.train.image_shape[1:])

@@ -56,6 +56,13 @@ class ConvBlock:
         return True
 
     @property
+    def kernel_file(self) -> str:
+        """The stem of the file in kernels/ with this block's kernels."""
+        if self.unpool is not None:
+            return "unpool_conv2d"
+        return "conv2d" if self.pool is None else "conv2d_pool"
+
+    @property
     def _window(self) -> dict[str, Any]:
         return {"stride": self.conv.stride, "padding": self.conv.padding}
 

@@ -17,7 +17,13 @@ class Linear(AffineLayer):
         rng, init: as for `Conv2d`.
 
     Parameters: weight (out_features, in_features), bias (out_features,).
+
+    Attributes:
+        precision: what the operands of its products are rounded to, a name in
+            `cae_raw.ops.precision.PRECISIONS`.
     """
+
+    precision: str = "float32"
 
     def __init__(
         self,
@@ -44,16 +50,22 @@ class Linear(AffineLayer):
         self.output_shape(x.shape[1:])
         if trace is not None:
             trace[self] = x
-        return ops.linear_forward(x, self.weight, self.bias, activation=activation)
+        return ops.linear_forward(
+            x, self.weight, self.bias, activation=activation, precision=self.precision
+        )
 
     def backward(
         self, dy: Array, trace: Trace, grads: Gradients | None = None, *, need_dx: bool = True
     ) -> Array | None:
         check_gradient(self, dy, (len(trace[self]), self.out_features))
         if grads is not None:
-            grads["weight"] = ops.linear_backward_weight(dy, trace[self], out=grads.get("weight"))
+            grads["weight"] = ops.linear_backward_weight(
+                dy, trace[self], out=grads.get("weight"), precision=self.precision
+            )
             grads["bias"] = ops.linear_backward_bias(dy, out=grads.get("bias"))
-        return ops.linear_backward_input(dy, self.weight) if need_dx else None
+        if not need_dx:
+            return None
+        return ops.linear_backward_input(dy, self.weight, precision=self.precision)
 
     def flops(self, shape: Shape) -> int:
         return 2 * self.in_features * self.out_features

@@ -2,16 +2,22 @@
 
 y  = x w^T + b        x (N, I), w (O, I), b (O,), y (N, O)
 dx = dy w             dw = dy^T x             db = sum of dy over the batch
+
+The operands of the three products may be rounded first: `precision`, see `precision.py`. On a GPU
+they then go through its tensor cores.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from cae_raw.backends.cuda_backend import Kernel, backend_of
+from cae_raw.errors import unknown_name
 from cae_raw.ops import activation as act
+from cae_raw.ops.precision import rounded
 from cae_raw.ops.registry import Op
 
 Array = Any
@@ -19,21 +25,25 @@ Array = Any
 # --- NumPy reference ------------------------------------------------------------------------
 
 
-def _forward(x: Array, w: Array, b: Array, *, activation: str | None = None) -> Array:
+def _forward(
+    x: Array, w: Array, b: Array, *, activation: str | None = None, precision: str = "float32"
+) -> Array:
     """y (N, O) = x (N, I) times the transpose of w (O, I), plus b (O,), then the activation."""
-    y = np.matmul(x, w.T)
+    y = np.matmul(rounded(x, precision), rounded(w, precision).T)
     y += b
     return act.apply_in_place(y, activation)
 
 
-def _backward_input(dy: Array, w: Array) -> Array:
+def _backward_input(dy: Array, w: Array, *, precision: str = "float32") -> Array:
     """dx (N, I) = dy (N, O) times w (O, I)."""
-    return np.matmul(dy, w)
+    return np.matmul(rounded(dy, precision), rounded(w, precision))
 
 
-def _backward_weight(dy: Array, x: Array, *, out: Array | None = None) -> Array:
+def _backward_weight(
+    dy: Array, x: Array, *, out: Array | None = None, precision: str = "float32"
+) -> Array:
     """dw (O, I) = transpose of dy (N, O) times x (N, I); overwrites `out`."""
-    return np.matmul(dy.T, x, out=out)
+    return np.matmul(rounded(dy, precision).T, rounded(x, precision), out=out)
 
 
 def _backward_bias(dy: Array, *, out: Array | None = None) -> Array:
@@ -47,36 +57,84 @@ def _backward_bias(dy: Array, *, out: Array | None = None) -> Array:
 CONSTANTS = {
     "THREADS": 128, "TILE_M": 64, "TILE_N": 64, "TILE_K": 16, "THREAD_M": 8, "THREAD_N": 4,
 }  # fmt: skip
-# Cut k where the tiles alone are fewer than this, into ranges of at least SPLIT_K.
-WANTED_BLOCKS, SPLIT_K = 256, 256
+# A block of 2 x 2 warps, each with 32 x 64 of the tile's 64 x 128 sums.
+TF32 = {"THREADS": 128, "TILE_M": 64, "TILE_N": 128, "TILE_K": 16, "WARPS_M": 2, "BF16": 0}
+BF16 = {**TF32, "BF16": 1}
 
 FORWARD = Kernel("linear", "linear_forward", CONSTANTS)
 BACKWARD_INPUT = Kernel("linear", "linear_backward_input", CONSTANTS)
 BACKWARD_WEIGHT = Kernel("linear", "linear_backward_weight", CONSTANTS)
 BACKWARD_BIAS = Kernel("linear", "linear_backward_bias", CONSTANTS)
 COMBINE = Kernel("linear", "linear_combine", CONSTANTS)
+FORWARD_TF32 = Kernel("linear_mma", "linear_forward_mma", TF32)
+BACKWARD_INPUT_TF32 = Kernel("linear_mma", "linear_backward_input_mma", TF32)
+BACKWARD_WEIGHT_TF32 = Kernel("linear_mma", "linear_backward_weight_mma", TF32)
+FORWARD_BF16 = Kernel("linear_mma", "linear_forward_mma", BF16)
+BACKWARD_INPUT_BF16 = Kernel("linear_mma", "linear_backward_input_mma", BF16)
+BACKWARD_WEIGHT_BF16 = Kernel("linear_mma", "linear_backward_weight_mma", BF16)
+
+KERNELS = {
+    "float32": (FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT),
+    "tf32": (FORWARD_TF32, BACKWARD_INPUT_TF32, BACKWARD_WEIGHT_TF32),
+    "bf16": (FORWARD_BF16, BACKWARD_INPUT_BF16, BACKWARD_WEIGHT_BF16),
+}
+
+# How k is cut. All of it is constant, because the order of a sum follows it: an H200's 132
+# multiprocessors, the blocks that one holds, the shortest range, and how many steps along k take as
+# long as writing a partial sum and reading it again (8 bytes at 4.8 TB/s; a step is two operations,
+# at 60, about 200 and about 270 TFLOP/s).
+MULTIPROCESSORS, RESIDENT, SHORTEST = 132, 4, 256
+COST_OF_A_SPLIT = {"float32": 50, "tf32": 170, "bf16": 225}
 
 
-def _splits(m: int, n: int, k: int) -> tuple[int, dict[str, int]]:
-    """The grid of an m x n product over k, and the arguments that say how k is cut."""
-    tiles = -(-m // CONSTANTS["TILE_M"]) * -(-n // CONSTANTS["TILE_N"])
-    splits = max(1, min(WANTED_BLOCKS // max(tiles, 1), k // SPLIT_K))
-    step = CONSTANTS["TILE_K"]
-    k_per_split = max(1, -(-k // (splits * step))) * step
-    splits = max(1, -(-k // k_per_split))
-    return tiles * splits, {"k_per_split": k_per_split, "splits": splits}
+def _kernel(which: int, precision: str) -> Kernel:
+    if precision not in KERNELS:
+        raise unknown_name("precision", precision, KERNELS)
+    return KERNELS[precision][which]
+
+
+@functools.lru_cache(maxsize=256)
+def _splits(m: int, n: int, k: int, precision: str) -> tuple[int, int, int]:
+    """An m x n product over k: the grid, into how many ranges k is cut, and their length.
+
+    The cut with the lowest estimate of the time that the busiest multiprocessor takes: its blocks
+    one after the other, more slowly where there are too few to hide each other's waiting.
+    """
+    constants = KERNELS[precision][0].constants
+    tiles = -(-m // constants["TILE_M"]) * -(-n // constants["TILE_N"])
+    step = constants["TILE_K"]
+
+    def length(splits: int) -> int:
+        return max(1, -(-k // (splits * step))) * step
+
+    def time(splits: int) -> float:
+        blocks = -(-tiles * splits // MULTIPROCESSORS)  # on the busiest
+        waiting = 1 + 1 / max(1, min(blocks, RESIDENT))
+        partial = COST_OF_A_SPLIT[precision] * tiles * splits / MULTIPROCESSORS
+        return blocks * length(splits) * waiting + (partial if splits > 1 else 0)
+
+    best = length(min(range(1, max(2, k // SHORTEST + 1)), key=time))
+    splits = max(1, -(-k // best))  # without those that would be empty
+    return tiles * splits, splits, best
 
 
 def _launch_product(
-    kernel: Kernel, arrays: dict[str, Array], name: str, out: Array, sizes: dict[str, int], k: int
+    which: int,
+    precision: str,
+    arrays: dict[str, Array],
+    name: str,
+    out: Array,
+    sizes: dict[str, int],
+    k: int,
 ) -> Array:
     """Run one of the three products into `out` (M, N), which the kernel calls `name`."""
+    kernel = _kernel(which, precision)
     backend = backend_of(out)
     m, n = out.shape
-    grid, cut = _splits(m, n, k)
+    grid, splits, k_per_split = _splits(m, n, k, precision)
+    cut = {"k_per_split": k_per_split, "splits": splits}
     # Only the forward kernel has an epilogue; it must not run before the ranges of k are added.
     epilogue = {"activation": sizes.pop("activation")} if "activation" in sizes else {}
-    splits = cut["splits"]
     target = out if splits == 1 else backend.empty((splits, m, n))
     backend.launch(kernel, grid, {**arrays, name: target, **sizes, **cut, **epilogue})
     if splits > 1:
@@ -88,25 +146,29 @@ def _launch_product(
     return out
 
 
-def _forward_cuda(x: Array, w: Array, b: Array, *, activation: str | None = None) -> Array:
+def _forward_cuda(
+    x: Array, w: Array, b: Array, *, activation: str | None = None, precision: str = "float32"
+) -> Array:
     (n, i), o = x.shape, w.shape[0]
     y = backend_of(x).empty((n, o))
     sizes = {"N": n, "I": i, "O": o, "activation": act.code_of(activation)}
-    return _launch_product(FORWARD, {"x": x, "w": w, "b": b}, "y", y, sizes, i)
+    return _launch_product(0, precision, {"x": x, "w": w, "b": b}, "y", y, sizes, i)
 
 
-def _backward_input_cuda(dy: Array, w: Array) -> Array:
+def _backward_input_cuda(dy: Array, w: Array, *, precision: str = "float32") -> Array:
     (n, o), i = dy.shape, w.shape[1]
     dx = backend_of(dy).empty((n, i))
     sizes = {"N": n, "I": i, "O": o}
-    return _launch_product(BACKWARD_INPUT, {"dy": dy, "w": w}, "dx", dx, sizes, o)
+    return _launch_product(1, precision, {"dy": dy, "w": w}, "dx", dx, sizes, o)
 
 
-def _backward_weight_cuda(dy: Array, x: Array, *, out: Array | None = None) -> Array:
+def _backward_weight_cuda(
+    dy: Array, x: Array, *, out: Array | None = None, precision: str = "float32"
+) -> Array:
     (n, o), i = dy.shape, x.shape[1]
     dw = backend_of(dy).empty((o, i)) if out is None else out
     sizes = {"N": n, "I": i, "O": o}
-    return _launch_product(BACKWARD_WEIGHT, {"dy": dy, "x": x}, "dw", dw, sizes, n)
+    return _launch_product(2, precision, {"dy": dy, "x": x}, "dw", dw, sizes, n)
 
 
 def _backward_bias_cuda(dy: Array, *, out: Array | None = None) -> Array:

@@ -13,9 +13,11 @@ import numpy as np
 from cae_raw.data import DATASETS
 from cae_raw.errors import InputError, unknown_name
 from cae_raw.files import plain_name
+from cae_raw.layers import Linear
 from cae_raw.layers.loss import LOSSES
 from cae_raw.models import DEEP_MODELS, MODELS, Autoencoder, build
 from cae_raw.models.deep import check_size
+from cae_raw.ops.precision import PRECISIONS
 from cae_raw.training.optimizers import OPTIMIZERS, SGD, Adam, Optimizer
 
 
@@ -36,6 +38,7 @@ class TrainConfig:
     model: str = "single-layer"
     filters: int = 32  # of single-layer
     code_size: int = 1568  # of the deep models
+    precision: str = "float32"  # of the products in linear layers
     loss: str | None = None  # None: the model's own
     optimizer: str = "adam"
     lr: float = 1e-3
@@ -61,6 +64,8 @@ class TrainConfig:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
         if self.loss is not None and self.loss not in LOSSES:
             raise unknown_name("loss", self.loss, LOSSES)
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
         at_least_1 = ("filters", "code_size", "batch_size", "limit_train", "size")
         for name in at_least_1:
             value = getattr(self, name)
@@ -101,7 +106,11 @@ class TrainConfig:
             options |= {"size": (height, width), "code_size": self.code_size}
         else:
             options |= {"filters": self.filters}
-        return build(self.model, np.random.default_rng(self.seed), **options)
+        model = build(self.model, np.random.default_rng(self.seed), **options)
+        for layer in model.stack:
+            if isinstance(layer, Linear):
+                layer.precision = self.precision
+        return model
 
     def make_optimizer(self, model: Autoencoder) -> Optimizer:
         l2 = model.l2(self.l2_penalty, self.l2_decoder)
@@ -133,6 +142,7 @@ _SHORT = {
     "l2_decoder": "l2dec",
     "filters": "f",
     "code_size": "code",
+    "precision": "prec",
     "loss": "loss",
     "size": "size",
     "val": "val",

@@ -1,0 +1,139 @@
+"""Rounded operands: the rule itself, the kernels' rule, and training with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import emulator
+import numpy as np
+import pytest
+from deep_cases import random_images, small_deep
+
+from cae_raw.app import app
+from cae_raw.backends import NUMPY, Backend
+from cae_raw.backends.cuda_backend import CudaBackend
+from cae_raw.commands import shell
+from cae_raw.errors import InputError
+from cae_raw.layers import Linear
+from cae_raw.ops.linear import KERNELS, linear_forward
+from cae_raw.ops.precision import PRECISIONS, check_precision, rounded
+from cae_raw.training.config import TrainConfig
+from cae_raw.training.engine import Engine
+from cae_raw.training.optimizers import Adam
+
+MANTISSA = {"tf32": 10, "bf16": 7}
+
+
+def values() -> np.ndarray:
+    """float32 of many sizes, ties of both roundings, the largest number, zeros and infinities."""
+    rng = np.random.default_rng(0)
+    random = rng.standard_normal(4000) * 2.0 ** rng.integers(-60, 60, 4000)
+    steps = 1 + np.arange(64) / 64
+    ties = np.concatenate([steps + 2.0**-bits * sign for bits in (8, 11) for sign in (1, -1)])
+    special = np.array([0, -0.0, 3.4028235e38, -3.4028235e38, np.inf, -np.inf])
+    return np.concatenate([random, ties, -ties, special]).astype(np.float32)
+
+
+@pytest.mark.parametrize("precision", MANTISSA)
+def test_rounding_is_to_the_nearest(precision: str) -> None:
+    x = values()
+    found = rounded(x, precision).astype(np.float64)
+    finite = np.isfinite(found)
+    _, exponent = np.frexp(x[finite].astype(np.float64))
+    unit = 2.0 ** (exponent - 1.0 - MANTISSA[precision])
+    scaled = np.abs(x[finite].astype(np.float64)) / unit
+    nearest = np.floor(scaled + 0.5) if precision == "tf32" else np.rint(scaled)
+    np.testing.assert_array_equal(np.abs(found[finite]), nearest * unit)
+    np.testing.assert_array_equal(np.signbit(found), np.signbit(x))
+    assert np.isinf(found).sum() == 4  # the largest numbers have nothing above them but infinity
+    assert np.isnan(rounded(np.array([np.nan, -np.nan], np.float32), precision)).all()
+    np.testing.assert_array_equal(rounded(rounded(x, precision), precision), rounded(x, precision))
+
+
+def test_names() -> None:
+    assert tuple(KERNELS) == PRECISIONS
+    x = values()
+    assert rounded(x, "float32") is x
+    with pytest.raises(InputError, match="tf32"):
+        rounded(x, "fp8")
+    with pytest.raises(InputError, match="tf32"):
+        TrainConfig(precision="half")
+
+
+@pytest.mark.parametrize("precision", MANTISSA)
+def test_a_kernel_rounds_its_operands_by_the_same_rule(backend: Backend, precision: str) -> None:
+    """Times the unit matrix, a product is its operand, rounded."""
+    x = values()
+    x = x[np.isfinite(rounded(x, precision))]
+    x = x[: len(x) // 12 * 12].reshape(-1, 12)
+    unit, zeros = np.eye(12, dtype=np.float32), np.zeros(12, np.float32)
+    for first, second in ((x, unit), (np.eye(len(x), dtype=np.float32), x.T.copy())):
+        b = np.zeros(len(second), np.float32)
+        y = linear_forward(*map(backend.asarray, (first, second, b)), precision=precision)
+        np.testing.assert_array_equal(backend.to_numpy(y), rounded(x, precision))
+    broken = np.where(x == x[2, 3], np.float32(np.nan), x)
+    y = linear_forward(*map(backend.asarray, (broken, unit, zeros)), precision=precision)
+    np.testing.assert_array_equal(np.isnan(backend.to_numpy(y)).any(1), np.isnan(broken).any(1))
+
+
+def losses(backend: Backend, precision: str) -> list[float]:
+    images = random_images(4, 3, 14, 12)
+    model = small_deep()
+    for layer in model.stack:
+        if isinstance(layer, Linear):
+            layer.precision = precision
+    model.to(backend)
+    optimizer = Adam(model, lr=1e-3)
+    found = []
+    with Engine(model, images.shape[1:]) as engine:
+        placed = backend.asarray(images)
+        for _ in range(5):
+            total = engine.step(placed, np.arange(4))
+            optimizer.step(engine.gradients)
+            found.append(float(backend.to_numpy(total)[0]))
+    return found
+
+
+@pytest.mark.parametrize("precision", MANTISSA)
+def test_training_agrees_with_numpy(backend: Backend, precision: str) -> None:
+    mine, reference = losses(backend, precision), losses(NUMPY, precision)
+    # A sum that differs in its last bit may be rounded the other way by the next layer.
+    np.testing.assert_allclose(mine, reference, rtol=2.0 ** -MANTISSA[precision] / 4)
+    assert mine != losses(backend, "float32")
+    assert mine == losses(backend, precision)
+
+
+def test_the_configuration_reaches_the_layers() -> None:
+    model = TrainConfig(model="deep", precision="bf16", code_size=4).make_model((3, 12, 12))
+    assert {layer.precision for layer in model.stack if isinstance(layer, Linear)} == {"bf16"}
+    assert "_prec=tf32" in TrainConfig(precision="tf32").run_name().name
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert shell.run(app, ["train", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_what_cannot_be_used_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    deep = ("--model", "deep", "--device", "cpu", "--precision")
+    assert "use --device cuda, or omit --precision" in refusal(capsys, *deep, "tf32")
+    assert "choose one of bf16, float32, tf32" in refusal(capsys, *deep, "fp16")
+    assert "--precision needs --model deep" in refusal(capsys, "--precision", "bf16")
+    assert list(tmp_path.iterdir()) == []
+    check_precision("float32", NUMPY)
+
+
+@pytest.mark.skipif(emulator.available() is not None, reason=str(emulator.available()))
+def test_a_gpu_without_such_tensor_cores_is_refused() -> None:
+    old = CudaBackend(emulator.emulated_cupy(compute_capability="75"))
+    with pytest.raises(InputError, match=r"capability 8\.0 or above and cuda:0 has 7\.5") as caught:
+        check_precision("tf32", old)
+    assert "\n" not in str(caught.value)
+    check_precision("float32", old)
+    new = CudaBackend(emulator.emulated_cupy(compute_capability="120"))
+    assert new.compute_capability == (12, 0)
+    check_precision("bf16", new)
