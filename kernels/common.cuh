@@ -35,6 +35,33 @@ __device__ __forceinline__ long long divide(long long a, int b, int& remainder) 
   return quotient;
 }
 
+__device__ __forceinline__ bool is_aligned(const void* p, int bytes) {
+  return (unsigned long long)p % bytes == 0;
+}
+
+// from[0..3], those from `count` on being 0. wide: `from` is a multiple of 16 bytes.
+__device__ __forceinline__ float4 read4(const float* from, long long count, bool wide) {
+  if (wide && count >= 4) return *(const float4*)from;
+  float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
+  if (count > 0) v.x = from[0];
+  if (count > 1) v.y = from[1];
+  if (count > 2) v.z = from[2];
+  if (count > 3) v.w = from[3];
+  return v;
+}
+
+// to[0..3] = v, those from `count` on left alone.
+__device__ __forceinline__ void write4(float* to, float4 v, long long count, bool wide) {
+  if (wide && count >= 4) {
+    *(float4*)to = v;
+    return;
+  }
+  if (count > 0) to[0] = v.x;
+  if (count > 1) to[1] = v.y;
+  if (count > 2) to[2] = v.z;
+  if (count > 3) to[3] = v.w;
+}
+
 // The codes of ops/activation.py.
 enum Activation { ACTIVATION_NONE = 0, ACTIVATION_RELU = 1, ACTIVATION_TANH = 2 };
 

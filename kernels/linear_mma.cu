@@ -40,21 +40,6 @@ constexpr int WORDS = TILE_K / PER_WORD;  // along k
 constexpr int WARPS_N = THREADS / WARP / WARPS_M;
 constexpr int WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / WARPS_N;
 
-__device__ __forceinline__ bool is_aligned(const void* p, int bytes) {
-  return (unsigned long long)p % bytes == 0;
-}
-
-// from[0..3], those from `count` on being 0.
-__device__ __forceinline__ float4 read4(const float* from, long long count, bool wide) {
-  if (wide && count >= 4) return *(const float4*)from;
-  float4 v = {0.0f, 0.0f, 0.0f, 0.0f};
-  if (count > 0) v.x = from[0];
-  if (count > 1) v.y = from[1];
-  if (count > 2) v.z = from[2];
-  if (count > 3) v.w = from[3];
-  return v;
-}
-
 // One operand's tile of ROWS x TILE_K values, on its way from device to shared memory in pieces of
 // four words. K_RUNS: k is the contiguous axis of the source, and of the tile; else the rows are.
 // The pitch keeps pieces 16-byte aligned and puts the 32 words of a fragment into 32 banks.

@@ -1,10 +1,5 @@
 // One step of an optimizer over the flat vector of all parameters. See cae_raw/ops/optim.py.
 //
-// optim_advance: control = (lr, t + 1, 1 - beta1^(t+1), 1 - beta2^(t+1)) for Adam, (lr, t + 1) else
-//   shapes: control (4) float64
-//   flops: 4
-//   bytes: 64
-//   bound: latency; one thread
 // sgd_step: v = momentum*v + g + 2*l2*p; p = p - lr*v
 //   shapes: p, g, v, l2 (P), control (4) float64
 //   flops: 4*P
@@ -22,69 +17,104 @@
 //   bytes: 8*P
 //   bound: memory
 //
+// l2 may be null: no penalty; else it adds 3*P FLOPs and 4*P bytes.
+//
 // Step count and learning rate are read from device memory, so that a recorded sequence of launches
-// can be replayed. l2 may be null: no penalty; else it adds 3*P FLOPs and 4*P bytes.
+// can be replayed, and the step counts itself: every block reads the count, and the one that is last
+// to have done so writes the next. Nothing waits for it.
+//
+//      control:  lr | t | how many blocks have read t, 0 between steps | unused
+//
+// A thread takes four neighbours at a time, 16 bytes of each vector. The grid is what a large GPU
+// holds at once, because each block begins with a few float64 operations.
+// Gain over one element at a time and a launch that counted: not measured on a GPU yet.
 
 #include "common.cuh"
 
-enum Control { LR, STEP, CORRECTION1, CORRECTION2 };
+enum Control { LR, STEP, READERS };
 
-extern "C" __global__ void optim_advance(
-    double* __restrict__ control,  // (4)
-    double beta1, double beta2, int adam)
-{
-  if (blockIdx.x != 0 || threadIdx.x != 0) return;
-  double t = control[STEP] + 1.0;
-  control[STEP] = t;
-  if (adam) {
-    control[CORRECTION1] = 1.0 - pow(beta1, t);
-    control[CORRECTION2] = 1.0 - pow(beta2, t);
+// The number of this step, from 1 on; called once by one thread of each block.
+__device__ double count_step(double* control) {
+  const double t = control[STEP] + 1.0;
+  __threadfence();  // it is read before it is known to be
+  unsigned* readers = (unsigned*)&control[READERS];
+  if (atomicAdd(readers, 1u) == gridDim.x - 1) {
+    control[STEP] = t;
+    *readers = 0;
   }
+  return t;
 }
 
-extern "C" __global__ void sgd_step(
-    float* __restrict__ p,               // (P)
-    const float* __restrict__ g,         // (P)
-    float* __restrict__ v,               // (P)
-    const float* __restrict__ l2,        // (P) or null
-    const double* __restrict__ control,  // (4)
+extern "C" __global__ void __launch_bounds__(THREADS) sgd_step(
+    float* __restrict__ p,         // (P)
+    const float* __restrict__ g,   // (P)
+    float* __restrict__ v,         // (P)
+    const float* __restrict__ l2,  // (P) or null
+    double* __restrict__ control,  // (4)
     long long P, float momentum)
 {
-  float lr = (float)control[LR];
-  FOR_EACH(k, P) {
-    float velocity = momentum * v[k] + g[k];
-    if (l2) velocity += 2.0f * l2[k] * p[k];
-    v[k] = velocity;
-    p[k] -= lr * velocity;
+  if (threadIdx.x == 0) count_step(control);
+  const float lr = (float)control[LR];
+  const bool wide = is_aligned(p, 16) && is_aligned(g, 16) && is_aligned(v, 16) && is_aligned(l2, 16);
+  const auto step = [&](float& weight, float gradient, float& velocity, float penalty) {
+    velocity = momentum * velocity + gradient;
+    if (l2) velocity += 2.0f * penalty * weight;
+    weight -= lr * velocity;
+  };
+  FOR_EACH(quad, ceil_div<long long>(P, 4)) {
+    const long long k = 4 * quad, count = P - k;
+    float4 weight = read4(p + k, count, wide), velocity = read4(v + k, count, wide);
+    const float4 gradient = read4(g + k, count, wide);
+    const float4 penalty = read4(l2 + k, l2 ? count : 0, wide);
+    step(weight.x, gradient.x, velocity.x, penalty.x);
+    step(weight.y, gradient.y, velocity.y, penalty.y);
+    step(weight.z, gradient.z, velocity.z, penalty.z);
+    step(weight.w, gradient.w, velocity.w, penalty.w);
+    write4(v + k, velocity, count, wide);
+    write4(p + k, weight, count, wide);
   }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) adam_step(
-    float* __restrict__ p,               // (P)
-    const float* __restrict__ g,         // (P)
-    float* __restrict__ m,               // (P)
-    float* __restrict__ v,               // (P)
-    const float* __restrict__ l2,        // (P) or null
-    const double* __restrict__ control,  // (4)
-    long long P, float beta1, float beta2,
-    float rest1, float rest2,  // 1 - beta1 and 1 - beta2, rounded after the subtraction
-    float eps)
+    float* __restrict__ p,         // (P)
+    const float* __restrict__ g,   // (P)
+    float* __restrict__ m,         // (P)
+    float* __restrict__ v,         // (P)
+    const float* __restrict__ l2,  // (P) or null
+    double* __restrict__ control,  // (4)
+    long long P, double beta1, double beta2, float eps)
 {
   // Few GPUs are fast in float64, so one thread per block does this part.
-  __shared__ float step, scale;
+  __shared__ float rate, scale;
   if (threadIdx.x == 0) {
-    step = (float)(control[LR] / control[CORRECTION1]);
-    scale = (float)(1.0 / sqrt(control[CORRECTION2]));
+    const double t = count_step(control);
+    rate = (float)(control[LR] / (1.0 - pow(beta1, t)));
+    scale = (float)(1.0 / sqrt(1.0 - pow(beta2, t)));
   }
   __syncthreads();
-  FOR_EACH(k, P) {
-    float gradient = g[k];
-    if (l2) gradient += 2.0f * l2[k] * p[k];
-    float mean = beta1 * m[k] + rest1 * gradient;
-    float square = beta2 * v[k] + rest2 * (gradient * gradient);
-    m[k] = mean;
-    v[k] = square;
-    p[k] -= step * mean / (sqrtf(square) * scale + eps);
+  const float keep1 = (float)beta1, rest1 = (float)(1.0 - beta1);
+  const float keep2 = (float)beta2, rest2 = (float)(1.0 - beta2);
+  const bool wide = is_aligned(p, 16) && is_aligned(g, 16) && is_aligned(m, 16) &&
+                    is_aligned(v, 16) && is_aligned(l2, 16);
+  const auto step = [&](float& weight, float gradient, float& mean, float& square, float penalty) {
+    if (l2) gradient += 2.0f * penalty * weight;
+    mean = keep1 * mean + rest1 * gradient;
+    square = keep2 * square + rest2 * (gradient * gradient);
+    weight -= rate * mean / (sqrtf(square) * scale + eps);
+  };
+  FOR_EACH(quad, ceil_div<long long>(P, 4)) {
+    const long long k = 4 * quad, count = P - k;
+    float4 weight = read4(p + k, count, wide), mean = read4(m + k, count, wide);
+    float4 square = read4(v + k, count, wide);
+    const float4 gradient = read4(g + k, count, wide);
+    const float4 penalty = read4(l2 + k, l2 ? count : 0, wide);
+    step(weight.x, gradient.x, mean.x, square.x, penalty.x);
+    step(weight.y, gradient.y, mean.y, square.y, penalty.y);
+    step(weight.z, gradient.z, mean.z, square.z, penalty.z);
+    step(weight.w, gradient.w, mean.w, square.w, penalty.w);
+    write4(m + k, mean, count, wide);
+    write4(v + k, square, count, wide);
+    write4(p + k, weight, count, wide);
   }
 }
 

@@ -61,6 +61,25 @@ def test_partial_sums_are_added(rows: int, columns: int) -> None:
 
 
 @needs_emulator
+@pytest.mark.parametrize("op", ["sgd_step", "adam_step"])
+def test_optimizer_steps_over_views_at_any_address(op: str) -> None:
+    """A view need not begin at a multiple of 16 bytes; and the step count goes on."""
+    backend = _emulated()[0]
+    (case, *_) = [c for c in CASES[op] if c.name.startswith("257-parameters-penalised")]
+    args, kwargs = case.make(np.random.default_rng(0))
+    *vectors, control = args
+    reference = [v[1:] for v in vectors]
+    device, l2 = [backend.asarray(v)[1:] for v in vectors], backend.asarray(kwargs["l2"])[1:]
+    device_control = backend.asarray(control)
+    for _ in range(3):
+        OPS[op](*reference, control, **{**kwargs, "l2": kwargs["l2"][1:]})
+        OPS[op](*device, device_control, **{**kwargs, "l2": l2})
+    np.testing.assert_array_equal(backend.to_numpy(device_control), control)
+    for found, expected in zip(device, reference, strict=True):
+        np.testing.assert_allclose(backend.to_numpy(found), expected, rtol=1e-5, atol=1e-7)
+
+
+@needs_emulator
 @given(
     size=st.tuples(st.integers(1, 40), st.integers(1, 80)),
     padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),

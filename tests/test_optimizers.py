@@ -125,6 +125,14 @@ def test_continuing_from_saved_state_is_exact(rule: str) -> None:
         np.testing.assert_array_equal(array, c.state_to_host()[name], err_msg=name)
 
 
+def test_what_an_earlier_version_kept_beside_the_step_count_is_dropped() -> None:
+    optimizer = Adam(model(), lr=0.25)
+    state = optimizer.state_to_host()
+    state["control"][:] = (0.25, 7, 0.5, 0.007)
+    optimizer.load_state(state)
+    assert optimizer.state_to_host()["control"].tolist() == [0.25, 7, 0, 0]
+
+
 NAN = float("nan")
 FAULTS: dict[str, tuple[Callable[[], Any], str]] = {
     "lr 0": (lambda: SGD(model(), lr=0), "lr must be above 0"),

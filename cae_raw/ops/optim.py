@@ -9,8 +9,8 @@ sum(l2 * p^2) adds 2 * l2 * p to the gradient.
           p = p - lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps)
 
 Adam: Kingma and Ba, 2015 (arXiv:1412.6980), algorithm 1. Momentum without dampening, as in
-PyTorch's SGD. The step count t and the learning rate live in `control`, a float64 vector
-(lr, t, 1 - beta1^t, 1 - beta2^t) beside the parameters, and each step advances t itself: a recorded
+PyTorch's SGD. The learning rate and the step count t live in `control`, a float64 vector (lr, t,
+and two that are 0 between steps) beside the parameters, and each step advances t itself: a recorded
 sequence of launches can then be replayed without a word from the host.
 """
 
@@ -26,7 +26,7 @@ from cae_raw.ops.registry import Op
 
 Array = Any
 
-LR, STEP, CORRECTION1, CORRECTION2 = range(4)
+LR, STEP, READERS = range(3)
 CONTROL_SIZE = 4
 
 # --- NumPy reference ------------------------------------------------------------------------
@@ -61,8 +61,8 @@ def _adam_step(
     """Advance p, m and v (all of shape (P,)) by one step of Adam, in place; g is left as it is."""
     beta1, beta2 = betas
     control[STEP] += 1
-    control[CORRECTION1] = 1 - beta1 ** control[STEP]
-    control[CORRECTION2] = 1 - beta2 ** control[STEP]
+    correction1 = 1 - beta1 ** control[STEP]
+    correction2 = 1 - beta2 ** control[STEP]
     number = p.dtype.type
     if l2 is not None:
         g = g + 2 * l2 * p
@@ -71,9 +71,9 @@ def _adam_step(
     v *= number(beta2)
     v += number(1 - beta2) * (g * g)
     denominator = np.sqrt(v)
-    denominator *= number(1 / np.sqrt(control[CORRECTION2]))
+    denominator *= number(1 / np.sqrt(correction2))
     denominator += number(eps)
-    p -= number(control[LR] / control[CORRECTION1]) * m / denominator
+    p -= number(control[LR] / correction1) * m / denominator
 
 
 def _penalty(p: Array, l2: Array) -> Array:
@@ -85,22 +85,24 @@ def _penalty(p: Array, l2: Array) -> Array:
 # --- CUDA launcher --------------------------------------------------------------------------
 
 CONSTANTS = {"THREADS": 256, "PIECE": reduce.PIECE}
-ADVANCE = Kernel("optim", "optim_advance", CONSTANTS)
 SGD_STEP = Kernel("optim", "sgd_step", CONSTANTS)
 ADAM_STEP = Kernel("optim", "adam_step", CONSTANTS)
 PENALTY = Kernel("optim", "penalty", CONSTANTS)
+BLOCKS = 8 * 132  # of 256 threads, as many as an H200 holds at once
+
+
+def _grid(p: Array) -> int:
+    """Blocks for a step over p, four elements to a thread; one at least, because it counts."""
+    return max(1, min(-(-p.size // (4 * CONSTANTS["THREADS"])), BLOCKS))
 
 
 def _sgd_step_cuda(
     p: Array, g: Array, v: Array, control: Array, *, momentum: float, l2: Array | None = None
 ) -> None:
-    backend = backend_of(p)
-    advance = {"control": control, "beta1": 0.0, "beta2": 0.0, "adam": 0}
-    backend.launch(ADVANCE, 1, advance)
     arguments = {
         "p": p, "g": g, "v": v, "l2": l2, "control": control, "P": p.size, "momentum": momentum,
     }  # fmt: skip
-    backend.launch(SGD_STEP, backend.blocks(SGD_STEP, p.size), arguments)
+    backend_of(p).launch(SGD_STEP, _grid(p), arguments)
 
 
 def _adam_step_cuda(
@@ -114,14 +116,11 @@ def _adam_step_cuda(
     eps: float,
     l2: Array | None = None,
 ) -> None:
-    backend = backend_of(p)
-    beta1, beta2 = betas
-    backend.launch(ADVANCE, 1, {"control": control, "beta1": beta1, "beta2": beta2, "adam": 1})
     arguments = {
         "p": p, "g": g, "m": m, "v": v, "l2": l2, "control": control, "P": p.size,
-        "beta1": beta1, "beta2": beta2, "rest1": 1 - beta1, "rest2": 1 - beta2, "eps": eps,
+        "beta1": betas[0], "beta2": betas[1], "eps": eps,
     }  # fmt: skip
-    backend.launch(ADAM_STEP, backend.blocks(ADAM_STEP, p.size), arguments)
+    backend_of(p).launch(ADAM_STEP, _grid(p), arguments)
 
 
 def _penalty_cuda(p: Array, l2: Array) -> Array:

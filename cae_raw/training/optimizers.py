@@ -118,7 +118,9 @@ class Optimizer(ABC):
         for name, mine in self.state.items():
             if name not in state or state[name].shape != mine.shape:
                 raise InputError(f"optimizer state {name!r} is missing or of another size")
-        self.state = {k: self.model.backend.asarray(state[k].copy()) for k in self.state}
+        host = {k: state[k].copy() for k in self.state}
+        host["control"][ops.READERS :] = 0  # checkpoints of earlier versions kept something there
+        self.state = {k: self.model.backend.asarray(v) for k, v in host.items()}
 
 
 class SGD(Optimizer):
