@@ -28,6 +28,9 @@
 //
 // Where the size of the convolution's map is odd, its last row or column is in no window: it is not
 // computed, and has no gradient. The gate is the output of the ReLU that made x.
+//
+// Gain, counted for the forward pass of the deep model's 12 -> 12 at 60x60: 0.24 MB per image where
+// the layers one by one move 0.58. Not measured on a GPU yet.
 
 #include "common.cuh"
 #include "conv2d_tiles.cuh"

@@ -28,6 +28,9 @@
 //
 // A last row or column of the unpooled map that is in no window holds zeros and is not read; it
 // counts only in OH and OW. The gate is the output of the ReLU that made x.
+//
+// Gain, counted for the forward pass of the deep model's 12 -> 12 at 60x60: 0.24 MB per image where
+// the layers one by one move 0.58. Not measured on a GPU yet.
 
 #include "common.cuh"
 #include "conv2d_tiles.cuh"

@@ -89,9 +89,11 @@ FAULTS = [
           "__syncthreads();  // before the next piece overwrites of_warp", "",
           "linear_backward_bias", "primes"),
     Fault("barrier-before-shared-scalars", "optim.cu",
-          "  __syncthreads();\n  const float keep1", "  const float keep1", "adam_step", "257-parameters-after-41"),
+          "  __syncthreads();\n  const float keep1", "  const float keep1",
+          "adam_step", "257-parameters-after-41"),
     Fault("barrier-of-a-step", "linear_mma.cu",
-          "past the last barrier.\n      __syncthreads();", "", "linear_forward", "tf32-primes"),
+          "past the last barrier.\n      __syncthreads();", "",
+          "linear_forward", "tf32-primes"),
     Fault("one-buffer-for-two", "linear_mma.cu", "buffer ^= 1;", "", "linear_forward",
           "tf32-primes"),
     # Tails of the products on tensor cores.

@@ -88,7 +88,7 @@ CONSTANTS = {"THREADS": 256, "PIECE": reduce.PIECE}
 SGD_STEP = Kernel("optim", "sgd_step", CONSTANTS)
 ADAM_STEP = Kernel("optim", "adam_step", CONSTANTS)
 PENALTY = Kernel("optim", "penalty", CONSTANTS)
-BLOCKS = 8 * 132  # of 256 threads, as many as an H200 holds at once
+BLOCKS = 5 * 132  # of 256 threads with 48 registers, as many as an H200 holds at once
 
 
 def _grid(p: Array) -> int:
