@@ -138,7 +138,7 @@ def test_deep_models_on_a_device(backend: Backend, name: str) -> None:
     x = images.astype(np.float32) / 255
     check(lambda: small_deep(name, size=(14, 13)), x, backend, 1e-5)
     with Engine(small_deep(name, size=(14, 13)).to(backend), images.shape[1:]) as engine:
-        assert isinstance(engine._layers, Fused)
+        assert engine._whole is not None and isinstance(engine._whole.layers, Fused)
 
 
 def losses(backend: Backend, fused: bool, images: np.ndarray) -> tuple[list[float], np.ndarray]:
@@ -171,4 +171,4 @@ def test_ten_losses_agree_and_repeat(backend: Backend) -> None:
 def test_the_layers_stay_as_they_are_on_the_cpu() -> None:
     for model in (small_deep(), single_layer(1, 2)):
         with Engine(model, (model.channels, 14, 12)) as engine:
-            assert engine._layers is model
+            assert engine._whole is None
