@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOME = {
     "cae_raw.layers": (
         "Conv2d",
+        "CrossEntropyLoss",
         "Flatten",
         "Linear",
         "MSELoss",

@@ -524,6 +524,56 @@ def _control(lr: float, t: int) -> np.ndarray:
     return np.array([lr, t, 0, 0], np.float64)
 
 
+# name: rows, classes
+LOGITS: dict[str, Pair] = {
+    "one": (1, 1),
+    "digits": (5, 10),
+    "pieces": (131, 7),
+    "more-than-a-warp": (3, 37),
+    "many-classes": (9, 1000),
+    "none": (0, 4),
+}
+
+
+def _classes() -> None:
+    """Logits so large that e^x overflows, labels of both types, and what has no finite answer."""
+    for name, (n, k) in LOGITS.items():
+        for dtype in (np.int64, np.uint8):
+            add(
+                "cross_entropy",
+                f"{name}-{np.dtype(dtype).name}",
+                lambda rng, n=n, k=k, dtype=dtype: (
+                    (3 * normal(rng, n, k), rng.integers(0, min(k, 256), n).astype(dtype)),
+                    {"scale": 0.37},
+                ),
+                n * k,
+            )
+    add(
+        "cross_entropy",
+        "large-logits",
+        lambda rng: (
+            (normal(rng, 6, 10) + np.float32([[200], [-200], [90], [0], [1e4], [-1e4]]),
+             rng.integers(0, 10, 6).astype(np.int64)),
+            {"scale": 1.0},
+        ),
+        60,
+    )  # fmt: skip
+
+    def wild(rng: np.random.Generator) -> Arguments:
+        x = normal(rng, 70, 5)
+        x[3, 2], x[10, 0], x[64, 4], x[69] = np.nan, np.inf, -np.inf, -np.inf
+        return (x, rng.integers(0, 5, 70).astype(np.int64)), {"scale": 0.5}
+
+    add("cross_entropy", "specials", wild, 350)
+    for name, labels in (("int64", np.int64([0, -1, 3, 2])), ("uint8", np.uint8([0, 255, 3, 2]))):
+        add(
+            "cross_entropy",
+            f"labels-outside-{name}",
+            lambda rng, labels=labels: ((normal(rng, 4, 3), labels), {"scale": 0.5}),
+            12,
+        )
+
+
 def _training() -> None:
     for name, shape in {**SIZES, "piece": (4096,), "piece-and-one": (4097,)}.items():
         add(
@@ -532,6 +582,7 @@ def _training() -> None:
             lambda rng, s=shape: ((normal(rng, *s), normal(rng, *s)), {"scale": 0.37}),
             math.prod(shape),
         )
+    _classes()
     for p in (0, 1, 257, 10007):
         for penalised in (False, True):
             name = f"{p}-parameters" + ("-penalised" if penalised else "")

@@ -17,12 +17,12 @@ from cae_raw.backends import NumpyBackend, kernel_source
 from cae_raw.backends.cuda_backend import CudaBackend
 from cae_raw.errors import InputError
 from cae_raw.gradcheck import cases, differences, kernels
-from cae_raw.gradcheck.cases import Configuration, configurations
+from cae_raw.gradcheck.cases import LOSS_CASES, Configuration, configurations
 from cae_raw.layers import LAYERS, Conv2d, Layer, MaxPool2d, ReLU
 from cae_raw.models import MODELS
 from cae_raw.ops import OPS, Op
 
-NAMES = [*LAYERS, *MODELS]
+NAMES = [*LAYERS, *MODELS, *LOSS_CASES]
 
 
 def first_off(result: Any, by: float = 1e-3) -> Any:
@@ -67,6 +67,7 @@ PLANTED = {
     "mask_gather": ("MaxUnpool2d", "input"),
     "squared_error": ("single-layer", "0.weight"),
     "penalty": ("single-layer", "2.weight"),
+    "cross_entropy": ("CrossEntropyLoss", "input"),
 }
 
 

@@ -22,6 +22,7 @@ from cae_raw.ops import (
     activation,
     batch,
     conv2d,
+    cross_entropy,
     linear,
     loss,
     optim,
@@ -55,8 +56,9 @@ def modules() -> dict[str, Kernel]:
     result = {
         k.file: k
         for k in (
-            activation.RELU_FORWARD, batch.GATHER, conv2d.BIAS, linear.FORWARD, loss.SQUARED_ERROR,
-            optim.ADAM_STEP, pad2d.FORWARD, pool2d.MAXPOOL_FORWARD, reduce.ROWS,
+            activation.RELU_FORWARD, batch.GATHER, conv2d.BIAS, cross_entropy.CROSS_ENTROPY,
+            linear.FORWARD, loss.SQUARED_ERROR, optim.ADAM_STEP, pad2d.FORWARD,
+            pool2d.MAXPOOL_FORWARD, reduce.ROWS,
         )
     }  # fmt: skip
     result["linear_mma tf32"] = linear.FORWARD_TF32

@@ -10,7 +10,7 @@ from cli_runner import ROOT
 from layer_cases import CASES, MAXUNPOOL2D, LayerCase
 
 from cae_raw.gradcheck.cases import run_both_ways
-from cae_raw.layers import MaxPool2d, MSELoss, Sequential, Trace
+from cae_raw.layers import CrossEntropyLoss, MaxPool2d, MSELoss, Sequential, Trace
 from cae_raw.models import DEEP_MODELS, build, single_layer
 from cae_raw.ops import pool2d
 from cae_raw.training.optimizers import SGD, Adam
@@ -161,6 +161,21 @@ def test_ten_training_losses(l2: float, dtype: Any) -> None:
         assert value == pytest.approx(half_mse.item(), rel=10 * TOLERANCE[dtype])
         assert value + penalty == pytest.approx(objective.item(), rel=10 * TOLERANCE[dtype])
     assert losses[-1] < 0.9 * losses[0]
+
+
+@precisions
+@pytest.mark.parametrize("labels_as", [np.int64, np.uint8])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 10), (130, 3), (2, 1000)], ids=str)
+def test_cross_entropy(shape: tuple[int, int], labels_as: Any, dtype: Any) -> None:
+    rng = np.random.default_rng(5)
+    logits = (20 * rng.standard_normal(shape)).astype(dtype)
+    labels = rng.integers(0, min(shape[1], 256), shape[0]).astype(labels_as)
+    value, dlogits = CrossEntropyLoss()(logits, labels)
+    leaf = torch.tensor(logits, requires_grad=True)
+    loss = F.cross_entropy(leaf, torch.tensor(labels.astype(np.int64)))
+    loss.backward()
+    assert value == pytest.approx(loss.item(), rel=TOLERANCE[dtype])
+    assert_close("logits", dlogits, leaf.grad, TOLERANCE[dtype])
 
 
 OPTIMIZERS: dict[str, tuple[Any, Any]] = {

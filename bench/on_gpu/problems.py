@@ -54,6 +54,7 @@ def problems(tiny: bool = False) -> Iterator[Problem]:
     yield from _linear("deep encoder", n, features, code)
     yield from _linear("deep decoder", n, code, features)
     yield from _elementwise(n, side)
+    yield from _classifier(n, code)
     yield from _optimizer(64 if tiny else 2 * features * code)
     # Too large a window for a tile: the kernels of conv2d_direct.cu.
     n, c, o, window, size = (1, 1, 1, 41, 42) if tiny else (8, 3, 8, 41, 64)
@@ -127,6 +128,12 @@ def _elementwise(n: int, side: int) -> Iterator[Problem]:
     chosen = rng.integers(0, 8 * n, n)
     scaling = {"scale": 2 / 255, "shift": -1.0}
     yield Problem("deep images", "gather", (images, chosen), scaling)
+
+
+def _classifier(n: int, features: int) -> Iterator[Problem]:
+    labels = np.random.default_rng(2).integers(0, 10, n)
+    yield from _linear("classifier", n, features, 10)
+    yield Problem("classifier", "cross_entropy", ((n, 10), labels), {"scale": 1 / n})
 
 
 def _optimizer(parameters: int) -> Iterator[Problem]:

@@ -1,6 +1,7 @@
 """Proof that the gradients are right: the engine of `cae-raw gradcheck`.
 
-Two questions are asked of every layer in `LAYERS` and every model in `MODELS`.
+Two questions are asked of every layer in `LAYERS`, every model in `MODELS` and every loss of
+labels.
 
 Is the NumPy gradient the derivative? See `differences`: float64, central differences.
 
@@ -18,7 +19,7 @@ from math import nan
 
 from cae_raw.backends import NUMPY, Backend
 from cae_raw.errors import unknown_name
-from cae_raw.gradcheck.cases import configurations
+from cae_raw.gradcheck.cases import LOSS_CASES, configurations
 from cae_raw.gradcheck.check import Check
 from cae_raw.gradcheck.differences import gradient_checks
 from cae_raw.gradcheck.kernels import kernel_checks
@@ -35,19 +36,19 @@ def run(name: str | None = None, backend: Backend = NUMPY) -> list[Check]:
 
 
 def checks(name: str | None = None, backend: Backend = NUMPY) -> Iterator[Check]:
-    """The checks of one layer or model, or of all, one by one as they are done.
+    """The checks of one layer, model or loss, or of all, one by one as they are done.
 
     Args:
-        name: in `LAYERS` or `MODELS`; None for all of them.
+        name: in `LAYERS`, `MODELS` or `LOSS_CASES`; None for all of them.
         backend: the gradients are always checked in NumPy; another backend than the CPU has its
             kernels compared with NumPy as well.
 
     Raises:
         InputError: for an unknown name, or a registered one that has no configuration.
     """
-    known = [*LAYERS, *MODELS]
+    known = [*LAYERS, *MODELS, *LOSS_CASES]
     if name is not None and name not in known:
-        raise unknown_name("layer or model", name, known)
+        raise unknown_name("layer, model or loss", name, known)
     called: set[str] = set()
     for each in known if name is None else [name]:
         for configuration in configurations(each):

@@ -14,6 +14,7 @@ from cae_raw.errors import InputError
 from cae_raw.layers import (
     LAYERS,
     Conv2d,
+    CrossEntropyLoss,
     Flatten,
     Layer,
     Linear,
@@ -89,14 +90,27 @@ MODEL_CASES: dict[str, list[tuple[dict[str, Any], Shape]]] = {
 }
 
 
+# Losses of labels: the layers before it, and the shape of a batch.
+LOSS_CASES: dict[str, list[tuple[Make, Shape]]] = {
+    "CrossEntropyLoss": [
+        (lambda rng: Linear(7, 5, rng=rng), (6, 7)),
+        (lambda rng: Sequential(Linear(3, 4, rng=rng), Tanh(), Linear(4, 11, rng=rng)), (2, 3)),
+    ],
+}
+
+
 @dataclass(frozen=True)
 class Configuration:
-    """A layer or model to check: its registered name, how it is made, the shape of a batch."""
+    """What is checked: its registered name, how it is made, the shape of a batch.
+
+    `loss`, if any, is taken of the layers' output and of `labels`.
+    """
 
     name: str
     make: Make
     shape: Shape
     seed: int = 0
+    loss: CrossEntropyLoss | None = None
 
     def build(self) -> Sequential:
         """A stack with this layer in it, or the model; always with the same parameters."""
@@ -112,27 +126,39 @@ class Configuration:
         values = (np.arange(size) + 0.7) / max(1, size) * 2 - 1
         return rng.permutation(values).reshape(self.shape)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """A class for each row of the output, int64 (N,)."""
+        n, classes = (self.shape[0], *self.build().output_shape(self.shape[1:]))
+        return self.rng(4).integers(0, classes, n)
+
     def __str__(self) -> str:
         stack = self.build()
         if isinstance(stack, Autoencoder):
             return f"{stack.options} on {self.shape}"
-        return f"{' -> '.join(map(repr, stack.stack))} on {self.shape}"
+        parts = [*stack.stack, self.loss] if self.loss else stack.stack
+        return f"{' -> '.join(map(repr, parts))} on {self.shape}"
 
 
 def configurations(name: str) -> list[Configuration]:
-    """Those of a registered layer or model.
+    """Those of a registered layer, model or loss.
 
     Raises:
         InputError: if it has none; an empty list would pass for a success.
     """
     if name in LAYERS:
         table, makes = "LAYER_CASES", LAYER_CASES.get(name, [])
+    elif name in LOSS_CASES:
+        table, makes = "LOSS_CASES", LOSS_CASES[name]
     else:
         table = "MODEL_CASES"
         makes = [(_maker(name, options), shape) for options, shape in MODEL_CASES.get(name, [])]
     if not makes:
         raise InputError(f"{name} has no configuration: add one to cae_raw.gradcheck.cases.{table}")
-    return [Configuration(name, make, shape, seed) for seed, (make, shape) in enumerate(makes)]
+    loss = CrossEntropyLoss() if name in LOSS_CASES else None
+    return [
+        Configuration(name, make, shape, seed, loss) for seed, (make, shape) in enumerate(makes)
+    ]
 
 
 def _maker(name: str, options: dict[str, Any]) -> Make:

@@ -1,9 +1,9 @@
 """NumPy gradients against central differences.
 
 In float64, along random unit directions d of the input and of each parameter, <gradient, d> is
-compared with (f(x + h d) - f(x - h d)) / 2h. f is a layer's output times fixed random weights, or
-a model's loss with its L2 term. A direction that crosses a kink (a ReLU that switches, another
-maximum in a pooling window) is drawn anew: there is no derivative to compare with.
+compared with (f(x + h d) - f(x - h d)) / 2h. f is a layer's output times fixed random weights, a
+model's loss with its L2 term, or a loss of labels. A direction that crosses a kink (a ReLU that
+switches, another maximum in a pooling window) is drawn anew: there is no derivative to compare with.
 
 Why directions: two forward passes see the gradient of a whole array, because a random direction
 touches every element of it.
@@ -19,7 +19,7 @@ import numpy as np
 
 from cae_raw.gradcheck.cases import Configuration, decisions, label, run_both_ways, same, ways
 from cae_raw.gradcheck.check import Check
-from cae_raw.layers import MSELoss, Sequential, Trace
+from cae_raw.layers import CrossEntropyLoss, MSELoss, Sequential, Trace
 from cae_raw.layers.loss import LOSSES
 from cae_raw.models import Autoencoder
 from cae_raw.training.optimizers import SGD
@@ -59,6 +59,8 @@ def gradient_checks(configuration: Configuration) -> Iterator[Check]:
     if isinstance(stack, Autoencoder):
         target = rng.uniform(*stack.value_range, configuration.shape)
         problems = {f", {kind}": penalised_loss(stack, x, target, kind) for kind in LOSSES}
+    elif configuration.loss is not None:
+        problems = {"": loss_of_labels(stack, x, configuration.labels, configuration.loss)}
     else:
         problems = {"": weighted_output(stack, x, rng)}
     if True in ways(stack):
@@ -89,6 +91,17 @@ def weighted_output(
         {"input": x, **stack.params},
         lambda trace: stack.forward(x, trace) * weights,
         lambda: run_both_ways(stack, x, weights, {}, fused=fused),
+    )
+
+
+def loss_of_labels(
+    stack: Sequential, x: Array, labels: np.ndarray, loss: CrossEntropyLoss
+) -> Problem:
+    """f = the loss of the output and the labels."""
+    return Problem(
+        {"input": x, **stack.params},
+        lambda trace: np.array([loss(stack.forward(x, trace), labels)[0]]),
+        lambda: run_both_ways(stack, x, loss(stack.forward(x), labels)[1], {}),
     )
 
 

@@ -52,6 +52,8 @@ SUM_LENGTHS: dict[str, Callable[[Arguments], int]] = {
     "linear_backward_bias result": lambda a: a["dy"].shape[0],
     "mask_scatter result": lambda a: prod(a["kernel_size"]),
     "squared_error result 0": lambda a: a["y"].size,
+    "cross_entropy result 0": lambda a: a["x"].size,
+    "cross_entropy result 1": lambda a: a["x"].shape[1],
     "penalty result": lambda a: a["p"].size,
     "single_layer_forward result": lambda a: a["indices"].size * prod(a["images"].shape[1:]),
     "single_layer_gradients result 0": lambda a: a["indices"].size * prod(a["images"].shape[1:]),
@@ -137,6 +139,10 @@ def record(configuration: Configuration) -> list[Call]:
             run_both_ways(stack, x, weights, {}, fused=fused)
         if isinstance(stack, Autoencoder):
             _training_step(stack, configuration.shape, rng)
+        if configuration.loss is not None:
+            labels = configuration.labels
+            for given in (labels, labels.astype(np.uint8)):
+                configuration.loss(stack.forward(x), given)
     return calls
 
 

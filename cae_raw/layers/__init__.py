@@ -5,6 +5,7 @@ from __future__ import annotations
 from cae_raw.layers.activation import ReLU, Tanh
 from cae_raw.layers.base import Gradients, Layer, Trace
 from cae_raw.layers.conv2d import Conv2d
+from cae_raw.layers.cross_entropy import CrossEntropyLoss
 from cae_raw.layers.linear import Linear
 from cae_raw.layers.loss import MSELoss
 from cae_raw.layers.pool2d import MaxPool2d, MaxUnpool2d
@@ -26,6 +27,7 @@ LAYERS: dict[str, type[Layer]] = {
 __all__ = [
     "LAYERS",
     "Conv2d",
+    "CrossEntropyLoss",
     "Flatten",
     "Gradients",
     "Layer",
