@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cae_raw import __version__, app_data, app_models
+from cae_raw import __version__, app_data, app_models, app_use
 from cae_raw.app_options import DataDir, Device, Json, RunsDir, Threads, path_of, print_json
 from cae_raw.commands import shell
 
@@ -280,6 +280,7 @@ app.command("show")(app_models.show_command)
 app.command("reconstruct")(app_models.reconstruct_command)
 app.command("encode")(app_models.encode_command)
 app.command("decode")(app_models.decode_command)
+app.command("classify")(app_use.classify_command)
 app.command("info")(app_models.info_command)
 app.add_typer(app_data.app, name="data")
 
@@ -332,7 +333,8 @@ def kernels_command(
 @app.command("gradcheck", short_help="Check gradients, and kernels on a GPU.")
 def gradcheck_command(
     layer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only this layer or model.  [default: all]")
+        str | None,
+        typer.Option(metavar="NAME", help="Only this layer, model or loss.  [default: all]"),
     ] = None,
     device: Device = "auto",
     as_json: Json = False,

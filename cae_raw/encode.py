@@ -6,19 +6,15 @@ so codes have the same bits for any number of threads.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cae_raw.backends import NUMPY
 from cae_raw.data.scaling import to_floats
 from cae_raw.errors import InputError
 from cae_raw.models import Autoencoder
-from cae_raw.ops import scratch
-from cae_raw.training.engine import available_threads
+from cae_raw.workers import Workers
 
 CHUNK_BYTES = 24 * 2**20  # for the maps of the images that go through the encoder together
 LARGEST_CHUNK = 64  # images
@@ -47,23 +43,14 @@ class Encoder:
                 f"the code of the model {model.name} is a vector already: omit --pooled"
             )
         self.model, self.pooled = model, pooled
-        self.threads = threads or available_threads()
-        self._pool: ThreadPoolExecutor | None = None
-        self._stack = ExitStack()
+        self._workers = Workers(model.backend, threads)
 
     def __enter__(self) -> Encoder:
-        if self.model.backend is NUMPY:
-            from threadpoolctl import threadpool_limits
-
-            self._stack.enter_context(threadpool_limits(1, user_api="blas"))
-            self._pool = self._stack.enter_context(
-                ThreadPoolExecutor(self.threads, initializer=scratch.reuse_in_this_thread)
-            )
+        self._workers.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
-        self._pool = None
+        self._workers.__exit__()
 
     def code_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the code of an image (C, H, W), without a batch axis.
@@ -88,7 +75,7 @@ class Encoder:
             rows = slice(start, start + size)
             codes[rows] = self._encode(images[rows])
 
-        for _ in (self._pool.map if self._pool else map)(part, starts):
+        for _ in self._workers.map(part, starts):
             pass
         return codes
 

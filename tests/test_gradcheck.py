@@ -187,7 +187,9 @@ def test_inputs_have_no_ties_and_no_zero() -> None:
 
 
 def test_unknown_names_and_missing_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"unknown layer or model 'Conv3d'.*Conv2d.*single-layer"):
+    with pytest.raises(
+        InputError, match=r"unknown layer, model or loss 'Conv3d'.*Conv2d.*single-layer"
+    ):
         gradcheck.run("Conv3d")
     monkeypatch.setitem(LAYERS, "New", Conv2d)
     monkeypatch.setitem(MODELS, "new", lambda **_: None)  # type: ignore[arg-type, return-value]

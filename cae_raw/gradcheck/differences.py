@@ -3,7 +3,8 @@
 In float64, along random unit directions d of the input and of each parameter, <gradient, d> is
 compared with (f(x + h d) - f(x - h d)) / 2h. f is a layer's output times fixed random weights, a
 model's loss with its L2 term, or a loss of labels. A direction that crosses a kink (a ReLU that
-switches, another maximum in a pooling window) is drawn anew: there is no derivative to compare with.
+switches, another maximum in a pooling window) is drawn anew: there is no derivative to compare
+with.
 
 Why directions: two forward passes see the gradient of a whole array, because a random direction
 touches every element of it.
