@@ -281,6 +281,7 @@ app.command("reconstruct")(app_models.reconstruct_command)
 app.command("encode")(app_models.encode_command)
 app.command("decode")(app_models.decode_command)
 app.command("classify")(app_use.classify_command)
+app.command("score")(app_use.score_command)
 app.command("info")(app_models.info_command)
 app.add_typer(app_data.app, name="data")
 

@@ -15,6 +15,7 @@ from cae_raw.app_options import (
     Json,
     Run,
     RunsDir,
+    Split,
     Threads,
     path_of,
     print_json,
@@ -122,3 +123,109 @@ def classify_command(
     )
     if as_json:
         print_json(report)
+
+
+def score_command(
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            parser=path_of, metavar="IMAGE", help="Image files, or folders: all images below them."
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Images of this data set instead.")
+    ] = None,
+    split: Split = None,
+    data_dir: DataDir = None,
+    size: Size = None,
+    run: Run = None,
+    checkpoint: CheckpointFile = None,
+    clean: Annotated[
+        list[Path] | None,
+        typer.Option(
+            parser=path_of,
+            metavar="SRC",
+            help="Images without anything odd, a file or folder; may be given again.",
+        ),
+    ] = None,
+    clean_split: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The same: a split of the data set, as in validation."),
+    ] = None,
+    quantile: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Share of the clean images that the threshold lets pass.  [default: 0.99]",
+        ),
+    ] = None,
+    odd: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS,CLASS", help="Classes to be found: measures how well errors do that."
+        ),
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Images shown of each end, 0 to 100.  [default: 10]"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of, metavar="DIR", help="Folder for what is written.  [default: scores]"
+        ),
+    ] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of, metavar="FILE", help="The table.  [default: scores.csv in that folder]"
+        ),
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Rank images by reconstruction error: what a model has not seen comes first.
+
+    Writes a table of every image's mse, half_mse and PSNR, a picture of both ends of the ranking,
+    and heat maps of the highest errors (highest_0001.png and so on). With a clean set, images
+    above the stated quantile of its errors are flagged. With --odd, the AUROC says how well errors
+    tell those classes from the others: 0.5 is chance, 1 perfect; the ROC curve is a picture.
+
+    Classes are names or numbers of the data set, or sub-folders of a single folder of images. The
+    model is chosen as for reconstruct. A file that cannot be used is named and left out; the exit
+    status is then 1.
+
+    \b
+    Examples:
+      cae-raw score photos --clean good-photos
+      cae-raw score --dataset mnist --clean-split validation --quantile 0.99
+      cae-raw score --dataset mnist --odd 4 --run RUN_WITHOUT_FOURS
+    """
+    from cae_raw.commands.score import score
+
+    report, failed = score(
+        images or [],
+        dataset=dataset,
+        split=split,
+        data_dir=data_dir,
+        size=size,
+        run=run,
+        checkpoint=checkpoint,
+        runs_dir=runs_dir,
+        clean=clean or [],
+        clean_split=clean_split,
+        quantile=quantile,
+        odd=odd,
+        top=top,
+        out=out,
+        csv=csv,
+        device=device,
+        threads=threads,
+        say=sys.stderr if as_json else sys.stdout,
+    )
+    if as_json:
+        print_json(report)
+    if failed:
+        raise typer.Exit(1)
