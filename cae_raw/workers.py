@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
+import numpy as np
+
 from cae_raw.backends import NUMPY, Backend
 from cae_raw.ops import scratch
 from cae_raw.training.engine import available_threads
@@ -46,5 +48,13 @@ class Workers:
         self._pool = None
 
     def map(self, function: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
-        """`map`; on the CPU, while this is open, on all threads. Results come in order."""
-        return (self._pool.map if self._pool else map)(function, items)
+        """`map`; on the CPU, while this is open, on all threads. Results come in order.
+
+        NumPy does not warn of numbers that overflow: whoever gets the results looks at them.
+        """
+
+        def quietly(item: Any) -> T:
+            with np.errstate(over="ignore", invalid="ignore"):
+                return function(item)
+
+        return (self._pool.map if self._pool else map)(quietly, items)

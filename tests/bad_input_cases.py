@@ -342,6 +342,24 @@ TABLE = (
         "codes.npy: code 0 (from 0) is not finite in float32",
         prepare=lambda: np.save("codes.npy", np.full((1, 1568), np.nan)),
     ),
+    # --- classes
+    Row(
+        "images without classes",
+        "classify --dataset folder --data-dir photos --size 8",
+        "the images of folder have no labels: a classifier needs a data set with classes, such as "
+        "mnist, cifar10, or a folder with a sub-folder per class",
+        prepare=lambda: [picture(Path(f"photos/{i}.png"), 8, 8, 3) for i in range(9)],
+    ),
+    Row(
+        "",
+        "score --dataset shapes --odd squares",
+        "unknown class 'squares': choose one of checks, circles, clouds, crosses, ...",
+    ),
+    Row(
+        "",
+        "score photo.png --quantile 0.9",
+        "--quantile needs a clean set: add --clean or --clean-split",
+    ),
 )
 
 # More of the same kind, which the README does not list.
@@ -539,6 +557,54 @@ MORE = (
         1,
         lambda: Path("photos").mkdir(),
     ),
+    *(
+        Row("", f"classify {option} {value}", f"{option} must be ..., not {value}")
+        for option, value in (
+            ("--epochs", 0),
+            ("--batch-size", 0),
+            ("--lr", "nan"),
+            ("--lr", "-1"),
+            ("--pool", -1),
+            ("--limit-train", 0),
+            ("--l2-penalty", "inf"),
+            ("--seed", -1),
+            ("--threads", 0),
+        )
+    ),
+    Row("", "classify --dataset imagenet", "unknown data set 'imagenet': choose one of ..."),
+    Row("", "classify --run no", "there is no run no: train one, or name the folder of another"),
+    Row("", "classify --run a --checkpoint b", "--run and --checkpoint both name a model: ..."),
+    Row("", "classify --out photo.png", "cannot make the folder photo.png: File exists"),
+    Row("", "classify --lr 1e30 --batch-size 4", "training diverged: the loss is ..."),
+    Row(
+        "",
+        f"classify --run {RUN}",
+        f"{RUN} holds no best.safetensors: train it for an epoch at least",
+        prepare=lambda: Path(RUN, "best.safetensors").unlink(),
+    ),
+    Row(
+        "",
+        "classify --dataset folder --data-dir photos --size 8",
+        "all training images of folder have one label: there is nothing to tell apart",
+        prepare=lambda: [picture(Path(f"photos/a/{i}.png"), 8, 8, 3) for i in range(9)],
+    ),
+    Row("", "score", "name image files or folders, or else a data set with --dataset"),
+    Row("", "score photo.png --dataset shapes", "name image files or folders, or else ..."),
+    Row("", "score photo.png --clean-split validation", "--clean-split needs --dataset to have..."),
+    Row("", "score --dataset shapes --clean-split all", "unknown split 'all': choose one of ..."),
+    Row("", "score --dataset shapes --clean-split test --clean a", "--clean and --clean-split ..."),
+    Row("", "score photo.png --clean photo.png --quantile 0", "--quantile must be above 0 and ..."),
+    Row(
+        "", "score photo.png --clean photo.png --quantile nan", "--quantile must be above 0 and..."
+    ),
+    Row("", "score photo.png --top 101", "--top must be from 0 to 100, not 101"),
+    Row("", "score photo.png --odd 1", "--odd needs images with classes: ..."),
+    Row("", "score --dataset shapes --odd ''", "--odd names no class: give one or more, ..."),
+    Row("", "score --dataset shapes --split train --odd 99", "unknown class '99': choose ..."),
+    Row("", "score missing.png", "cannot read missing.png: No such file or directory"),
+    Row("", "score photo.png --out photo.png", "cannot make the folder photo.png: File exists"),
+    Row("", "score photo.png --csv no/table.csv", "cannot write no/table.csv: No such file ..."),
+    Row("", "score photo.png --run no", "there is no run no: ..."),
     Row("", "info --runs-dir ''", "Invalid value for '--runs-dir': a path cannot be empty; ..."),
     Row("", "info surplus", "Got unexpected extra argument...; see `cae-raw info --help`"),
 )

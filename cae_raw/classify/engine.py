@@ -76,8 +76,7 @@ class ClassifierEngine:
         parts = _cut(np.arange(n), self.chunk)
 
         def part(chunk: np.ndarray) -> np.ndarray:
-            with np.errstate(over="ignore", invalid="ignore"):  # who gets it looks at it
-                return stack.backend.to_numpy(stack.forward(load(chunk), until=until)).copy()
+            return stack.backend.to_numpy(stack.forward(load(chunk), until=until)).copy()
 
         return np.concatenate(list(self.workers.map(part, parts)))
 

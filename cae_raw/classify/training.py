@@ -9,7 +9,8 @@ the end, so the classifier has no part for it.
 Fine-tuning begins there: from the trained encoder and the linear layer that suits it, rather than
 from one whose first gradients would spoil the encoder.
 
-The epoch with the highest accuracy on the validation images is kept, the first of equals.
+The epoch with the highest accuracy on the validation images is kept; of equals the one with the
+lowest loss on them.
 """
 
 from __future__ import annotations
@@ -62,8 +63,14 @@ class EpochRecord:
     stage: str  # "linear layer" or "all layers"
     epoch: int  # from 1 in each stage
     loss: float  # mean cross-entropy while the weights move
+    validation_loss: float  # after the epoch
     validation_accuracy: float
     seconds: float
+
+    def better_than(self, other: EpochRecord) -> bool:
+        """By validation accuracy, and where that is equal by validation loss."""
+        mine = (self.validation_accuracy, -self.validation_loss)
+        return mine > (other.validation_accuracy, -other.validation_loss)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -255,22 +262,24 @@ def _train(
                     f"training diverged: the loss is {loss} in epoch {epoch + 1}; try a smaller "
                     f"--lr than {stage.lr:g}"
                 )
-            optimizer.step(engine.gradients, _in_order(engine))
+            with np.errstate(over="ignore", invalid="ignore"):  # the next loss tells it better
+                optimizer.step(engine.gradients, _in_order(engine))
             total += loss * len(batch)
             tell(
                 f"{stage.name}, epoch {epoch + 1} of {stage.epochs}",
                 start + len(batch),
                 len(order),
             )
-        found = engine.outputs(load_validation, len(true)).argmax(axis=1)
+        logits = engine.outputs(load_validation, len(true))
         record = EpochRecord(
             stage.name,
             epoch + 1,
             total / len(order),
-            float(np.mean(found == true)),
+            engine.loss(logits, true)[0],
+            float(np.mean(logits.argmax(axis=1) == true)),
             time.perf_counter() - started,
         )
-        if best is None or record.validation_accuracy > best.validation_accuracy:
+        if best is None or record.better_than(best):
             best, kept = record, stack.backend.to_numpy(stack.parameters).copy()
         done(record)
     stack.load_parameters(kept)

@@ -247,7 +247,7 @@ def _write(
 def _caption(ranking: Ranking, found: Scored, number: int) -> tuple[str, ...]:
     score = found.scores[number]
     kind = ranking.class_name(score.label)
-    lines = (f"mse {score.mse:.3g}", Path(score.name).name if kind is None else f"class {kind}")
+    lines = (f"mse {score.mse:#.3g}", Path(score.name).name if kind is None else f"class {kind}")
     above = ranking.threshold is not None and score.mse > ranking.threshold
     return (*lines, "flagged") if above else lines
 

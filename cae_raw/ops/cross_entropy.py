@@ -34,7 +34,7 @@ def _cross_entropy(x: Array, labels: Array, *, scale: float) -> tuple[Array, Arr
     rows = np.arange(n)
     known = (labels >= 0) & (labels < k)
     picked = np.where(known, labels, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         shifted = x - x.max(axis=1, keepdims=True)
         dx = np.exp(shifted)
         sums = dx.sum(axis=1)

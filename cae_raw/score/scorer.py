@@ -55,9 +55,8 @@ class Scorer:
     def _errors(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
         backend = self.model.backend
         x = to_floats(images, self.model.value_range)
-        with np.errstate(all="ignore"):
-            y = backend.to_numpy(self.model.forward(backend.asarray(x)))
-            difference = (y - x).reshape(len(x), -1).astype(np.float64)
-            errors: NDArray[np.float64] = np.mean(np.square(difference), axis=1)
+        y = backend.to_numpy(self.model.forward(backend.asarray(x)))
+        difference = (y - x).reshape(len(x), -1).astype(np.float64)
+        errors: NDArray[np.float64] = np.mean(np.square(difference), axis=1)
         errors[np.isnan(errors)] = inf
         return errors
