@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,7 +20,7 @@ from cae_raw.commands.options import check_threads
 from cae_raw.commands.shell import one_line, say_error
 from cae_raw.commands.split_choice import check_split_options, choose_dataset
 from cae_raw.data.access import SPLITS, find_split
-from cae_raw.data.base import Dataset
+from cae_raw.data.base import Dataset, Images, Split
 from cae_raw.data.classes import find_classes
 from cae_raw.errors import InputError, unknown_name
 from cae_raw.files import atomic_write
@@ -95,6 +96,11 @@ def score(
         )
         classes = chosen.class_names
         kept_away += [lies_in] if lies_in is not None else []
+    part = None if chosen is None else split or "test"
+    if odd is not None:
+        _require_labels(
+            None if chosen is None or part is None else find_split(chosen, part), sources
+        )
     odd_classes = None if odd is None else frozenset(find_classes(odd, classes, "--odd"))
     _keep_inputs(folder, csv, kept_away, [*sources, *clean_sources])
     _make_folder(folder)
@@ -104,9 +110,10 @@ def score(
 
     def scored(split_name: str | None, files: list[Source], keep: int) -> Scored:
         if chosen is not None and split_name is not None:
-            part = find_split(chosen, split_name)
-            what, total = f"{chosen.name}, {split_name}", len(part)
-            pieces = pieces_of_split(model, part, f"{chosen.name}/{split_name}", told.notes)
+            images_of_it = find_split(chosen, split_name)
+            what, total = f"{chosen.name}, {split_name}", len(images_of_it)
+            prefix = f"{chosen.name}/{split_name}"
+            pieces = pieces_of_split(model, images_of_it, prefix, told.notes)
         else:
             what, total = "image files", len(files)
             pieces = pieces_of_files(model, files, told.notes, told.failure)
@@ -118,42 +125,55 @@ def score(
             clean_errors = [s.mse for s in scored(clean_split, clean_sources, 0).scores]
             clean_count = len(clean_errors)
             threshold = threshold_of(np.array(clean_errors), quantile or DEFAULT_QUANTILE)
-        found = scored((split or "test") if chosen else None, sources, top)
-        if not found.scores:
-            raise InputError("no image could be used: there is nothing to rank")
+        found = scored(part, sources, top)
         ranking = Ranking.of(
             found.scores, model.value_range, classes=classes, threshold=threshold, odd=odd_classes
         )
-        curve = None
-        if odd is not None:
-            if any(s.label is None for s in found.scores):
-                raise InputError(
-                    "--odd needs images with classes: a data set with labels, or one folder with a "
-                    "sub-folder per class"
-                )
-            curve = roc(ranking.errors, ranking.is_odd)
+        curve = None if odd is None else roc(ranking.errors, ranking.is_odd)
         written = _write(folder, csv, ranking, curve, odd or "", found, model)
     report = {
         "model": name,
         "images": len(ranking.scores),
         "failed": told.failed,
-        "mean_mse": _plain(float(np.mean(ranking.errors))),
         "quantile": None if threshold is None else quantile or DEFAULT_QUANTILE,
         "clean_images": clean_count,
-        "threshold": None if threshold is None else _plain(threshold),
-        "flagged": None if threshold is None else ranking.flagged,
-        "odd": None if odd_classes is None else [ranking.class_name(c) for c in odd_classes],
-        "auroc": None if curve is None else curve.auroc,
-        "odd_images": None if curve is None else curve.odd,
-        "odd_flagged": None
-        if curve is None or threshold is None
-        else int(np.sum(ranking.is_odd[: ranking.flagged])),
+        **_figures(ranking, curve),
         "notes": [f"{count:,} images: {note}" for note, count in told.notes.items()],
         "files": [str(path) for path in written],
         "scores": ranking.rows(),
     }
-    _tell(report, ranking, say)
+    _tell(report, say)
     return report, bool(told.failed)
+
+
+def _figures(ranking: Ranking, curve: Roc | None) -> dict[str, Any]:
+    """What all scores together say, in plain values; None for what was not asked."""
+    judged = ranking.threshold is not None
+    mean = float(np.mean(ranking.errors)) if ranking.scores else inf
+    odd_flagged = int(np.sum(ranking.is_odd[: ranking.flagged]))
+    return {
+        "mean_mse": _plain(mean),
+        "threshold": None if ranking.threshold is None else _plain(ranking.threshold),
+        "flagged": ranking.flagged if judged else None,
+        "odd": None
+        if ranking.odd is None
+        else [ranking.class_name(c) for c in sorted(ranking.odd)],
+        "auroc": None if curve is None else curve.auroc,
+        "odd_images": None if curve is None else curve.odd,
+        "odd_flagged": None if curve is None or not judged else odd_flagged,
+    }
+
+
+def _require_labels(chosen: Images | None, sources: list[Source]) -> None:
+    """AUROC is about classes, so every image has to have one."""
+    known = all(source.label is not None for source in sources)
+    if isinstance(chosen, Split):
+        known = chosen.labels is not None
+    if not known:
+        raise InputError(
+            "--odd needs images with classes: a data set with labels, or one folder with a "
+            "sub-folder per class"
+        )
 
 
 def _check_choice(
@@ -218,7 +238,12 @@ def _write(
     found: Scored,
     model: Autoencoder,
 ) -> list[Path]:
-    """The table, the picture of both ends, the heat maps of the highest, the ROC curve."""
+    """The table, the picture of both ends, the heat maps of the highest, the ROC curve.
+
+    Nothing where no image could be used.
+    """
+    if not ranking.scores:
+        return []
     table = csv or folder / "scores.csv"
     atomic_write(table, ranking.to_csv().encode("utf-8", "backslashreplace"))
     written = [table]
@@ -263,8 +288,8 @@ def _plain(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _tell(report: dict[str, Any], ranking: Ranking, say: TextIO) -> None:
-    for row in report["scores"][: min(TOLD, len(ranking.scores))]:
+def _tell(report: dict[str, Any], say: TextIO) -> None:
+    for row in report["scores"][:TOLD]:
         mse = "not finite" if row["mse"] is None else f"{row['mse']:.6f}"
         kind = "" if row["class"] is None else f", class {one_line(row['class'])}"
         flag = ", flagged" if row["flagged"] else ""
@@ -289,7 +314,8 @@ def _tell(report: dict[str, Any], ranking: Ranking, say: TextIO) -> None:
     for note in report["notes"]:
         print(note, file=say)
     shown = [path for path in report["files"] if "highest_" not in Path(path).name]
-    print(f"written: {one_line(', '.join(shown))}", file=say)
+    if shown:
+        print(f"written: {one_line(', '.join(shown))}", file=say)
     if report["failed"]:
         total = report["failed"] + report["images"]
         print(f"{report['failed']} of {total} files could not be used", file=sys.stderr)
