@@ -133,7 +133,8 @@ def _elementwise(n: int, side: int) -> Iterator[Problem]:
 def _classifier(n: int, features: int) -> Iterator[Problem]:
     labels = np.random.default_rng(2).integers(0, 10, n)
     yield from _linear("classifier", n, features, 10)
-    yield Problem("classifier", "cross_entropy", ((n, 10), labels), {"scale": 1 / n})
+    for given in (labels, labels.astype(np.uint8)):
+        yield Problem("classifier", "cross_entropy", ((n, 10), given), {"scale": 1 / n})
 
 
 def _optimizer(parameters: int) -> Iterator[Problem]:
