@@ -15,6 +15,7 @@
 //
 // A warp takes a row, and each of its lanes every 32nd logit. A label that is none of 0 .. K-1 makes
 // its row and the sum NaN, because a device cannot raise; NaN and +infinity in a row do the same.
+// The loops are not unrolled: classes are few, and with four steps at a time sm_80 spilled registers.
 
 #include "common.cuh"
 
@@ -38,32 +39,35 @@ __device__ __forceinline__ float warp_sum_everywhere(float v) {
 template <class Label>
 __device__ __forceinline__ void cross_entropy_rows(
     const float* x, const Label* labels, float* dx, double* partial,
-    long long N, long long K, long long R, float scale)
+    long long N, int K, long long R, float scale)
 {
   constexpr int WARPS = THREADS / WARP;
   int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   FOR_EACH_BLOCK(piece, R) {
     long long begin = (long long)piece * ROWS, end = min(begin + ROWS, N);
-    double total = 0.0;
+    float total = 0.0f;  // of ROWS / WARPS rows; everything above that is float64
     for (long long n = begin + warp; n < end; n += WARPS) {
       const float* row = x + n * K;
-      long long label = labels[n];
-      bool known = label >= 0 && label < K;
+      float* gradient = dx + n * K;
+      bool known = labels[n] >= 0 && labels[n] < K;
+      int label = known ? (int)labels[n] : 0;
       float top = row[0];  // fmaxf passes NaN over; the sum of the powers shows it
-      for (long long k = lane; k < K; k += WARP) top = fmaxf(top, row[k]);
+#pragma unroll 1
+      for (int k = lane; k < K; k += WARP) top = fmaxf(top, row[k]);
       top = warp_max_everywhere(top);
       float sum = 0.0f;
-      for (long long k = lane; k < K; k += WARP) sum += expf(row[k] - top);
+#pragma unroll 1
+      for (int k = lane; k < K; k += WARP) sum += expf(row[k] - top);
       sum = warp_sum_everywhere(sum);
-      float target = row[known ? label : 0];
       if (!known) sum = 0.0f * __int_as_float(0x7f800000);  // NaN
-      for (long long k = lane; k < K; k += WARP) {
-        dx[n * K + k] = scale * (expf(row[k] - top) / sum - (k == label ? 1.0f : 0.0f));
+#pragma unroll 1
+      for (int k = lane; k < K; k += WARP) {
+        gradient[k] = scale * (expf(row[k] - top) / sum - (k == label ? 1.0f : 0.0f));
       }
-      if (lane == 0) total += logf(sum) - (target - top);
+      if (lane == 0) total += logf(sum) - (row[label] - top);
     }
-    total = block_sum<THREADS>(total);
-    if (threadIdx.x == 0) partial[piece] = total;
+    double sum = block_sum<THREADS>((double)total);
+    if (threadIdx.x == 0) partial[piece] = sum;
   }
 }
 
@@ -72,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) cross_entropy(
     const long long* __restrict__ labels,  // (N)
     float* __restrict__ dx,                // (N, K)
     double* __restrict__ partial,          // (R)
-    long long N, long long K, long long R, float scale)
+    long long N, int K, long long R, float scale)
 {
   cross_entropy_rows(x, labels, dx, partial, N, K, R, scale);
 }
@@ -82,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) cross_entropy_uint8(
     const unsigned char* __restrict__ labels,  // (N)
     float* __restrict__ dx,                    // (N, K)
     double* __restrict__ partial,              // (R)
-    long long N, long long K, long long R, float scale)
+    long long N, int K, long long R, float scale)
 {
   cross_entropy_rows(x, labels, dx, partial, N, K, R, scale);
 }
