@@ -98,8 +98,8 @@ def main() -> None:
             print(f"| {row['digit']} | {row['left_out']:.3f} | {row['trained_on_all']:.3f} |")
         means = [np.mean([row[k] for row in rows]) for k in ("left_out", "trained_on_all")]
         print(f"| mean | {means[0]:.3f} | {means[1]:.3f} |\n", flush=True)
-    if options.out is not None:
-        atomic_write(options.out, (json.dumps(report, indent=1) + "\n").encode())
+        if options.out is not None:  # after each model: they take a while
+            atomic_write(options.out, (json.dumps(report, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
