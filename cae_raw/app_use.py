@@ -23,7 +23,9 @@ from cae_raw.app_options import (
 
 Size = Annotated[
     int | None,
-    typer.Option(metavar="PIXELS", help="For --dataset folder: images become PIXELS x PIXELS."),
+    typer.Option(
+        metavar="PIXELS", help="For --dataset folder or lmdb: images become PIXELS x PIXELS."
+    ),
 ]
 
 

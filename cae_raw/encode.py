@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cae_raw.data.scaling import to_floats
 from cae_raw.errors import InputError
 from cae_raw.models import Autoencoder
-from cae_raw.workers import Workers
+from cae_raw.parallel import Parallel
 
 CHUNK_BYTES = 24 * 2**20  # for the maps of the images that go through the encoder together
 LARGEST_CHUNK = 64  # images
@@ -43,7 +43,7 @@ class Encoder:
                 f"the code of the model {model.name} is a vector already: omit --pooled"
             )
         self.model, self.pooled = model, pooled
-        self._workers = Workers(model.backend, threads)
+        self._workers = Parallel(model.backend, threads)
 
     def __enter__(self) -> Encoder:
         self._workers.__enter__()

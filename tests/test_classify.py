@@ -28,8 +28,8 @@ from cae_raw.data import Dataset, Split
 from cae_raw.errors import InputError
 from cae_raw.layers import CrossEntropyLoss, MaxPool2d, Trace
 from cae_raw.models import Autoencoder, single_layer
+from cae_raw.parallel import Parallel
 from cae_raw.pictures.confusion import confusion_png
-from cae_raw.workers import Workers
 
 CLASSES = ("dark", "bright", "stripes")
 
@@ -102,7 +102,7 @@ def test_chunks_give_the_gradient_of_the_batch_whatever_the_threads() -> None:
     bits = set()
     for threads in (1, 2, 3):
         classifier = randomised(make_classifier())
-        with Workers(classifier.backend, threads) as workers:
+        with Parallel(classifier.backend, threads) as workers:
             engine = ClassifierEngine(classifier, (1, 6, 5), workers)
             loss = engine.step(_images(classifier, given), given.labels, indices)
             outputs = engine.outputs(_images(classifier, given), 75)
@@ -124,7 +124,7 @@ def test_the_device_makes_the_same_gradient(backend: Backend) -> None:
         classifier = randomised(make_classifier())
         if where is not None:
             classifier.to(where)
-        with Workers(classifier.backend) as workers:
+        with Parallel(classifier.backend) as workers:
             engine = ClassifierEngine(classifier, (1, 6, 5), workers)
             loss = engine.step(_images(classifier, given), given.labels, np.arange(9))
         found.append((loss, classifier.backend.to_numpy(engine.gradients)))

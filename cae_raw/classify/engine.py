@@ -15,7 +15,7 @@ import numpy as np
 
 from cae_raw.layers import CrossEntropyLoss, Sequential, Trace
 from cae_raw.layers.base import Shape
-from cae_raw.workers import Workers
+from cae_raw.parallel import Parallel
 
 Array = Any
 Load = Callable[[np.ndarray], Array]  # indices (n,) to a batch of floats, on the stack's backend
@@ -32,7 +32,7 @@ class ClassifierEngine:
     Use it while `workers` is open.
     """
 
-    def __init__(self, stack: Sequential, example_shape: Shape, workers: Workers) -> None:
+    def __init__(self, stack: Sequential, example_shape: Shape, workers: Parallel) -> None:
         self.stack, self.workers = stack, workers
         self.loss = CrossEntropyLoss()
         shapes = stack.layer_shapes(example_shape)

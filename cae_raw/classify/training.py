@@ -33,8 +33,8 @@ from cae_raw.data.scaling import scale_and_shift
 from cae_raw.errors import InputError
 from cae_raw.layers import Linear, Sequential
 from cae_raw.ops.batch import gather
+from cae_raw.parallel import Parallel
 from cae_raw.training.optimizers import Adam
-from cae_raw.workers import Workers
 
 Array = Any
 
@@ -111,7 +111,7 @@ def train_classifier(
         history.append(record)
         on_epoch(record)
 
-    with Workers(classifier.backend, threads) as workers:
+    with Parallel(classifier.backend, threads) as workers:
         engine = ClassifierEngine(classifier, splits.image_shape, workers)
         best = _train_linear(classifier, engine, splits, options, workers, tell, done)
         if options.fine_tune_epochs:
@@ -156,7 +156,7 @@ def _train_linear(
     engine: ClassifierEngine,
     splits: Splits,
     options: TrainingOptions,
-    workers: Workers,
+    workers: Parallel,
     tell: Tell,
     done: Callable[[EpochRecord], None],
 ) -> EpochRecord:

@@ -16,7 +16,7 @@ from cae_raw.classify.classifier import GRID
 from cae_raw.classify.store import make_folder, save_classifier
 from cae_raw.classify.training import EpochRecord, Trained
 from cae_raw.codes_file import model_facts
-from cae_raw.commands.data import Announcer
+from cae_raw.commands.data import Announcer, cache_near
 from cae_raw.commands.model_choice import choose_model, likely_channels
 from cae_raw.commands.options import LARGEST, check_threads
 from cae_raw.commands.shell import one_line
@@ -58,14 +58,17 @@ def classify(
     _require("--limit-train", limit_train, 1, LARGEST["limit_train"])
     _require("--pool", pool, 0, LARGEST_GRID)
     backend = choose_backend(device)
-    source, name = choose_model(run, checkpoint, runs_dir, lambda: likely_channels((), dataset))
+    source, name = choose_model(
+        run, checkpoint, runs_dir, lambda: likely_channels((), dataset, data_dir)
+    )
     model = source.build_model()
     if pool is not None and model.image_size is not None:
         raise InputError(f"the code of the model {model.name} is a vector already: omit --pool")
     if random_encoder:
         model = build(model.name, np.random.default_rng(seed), **model.options)
         name = f"{model.name} with random weights, of the shape of {name}"
-    chosen, _ = choose_dataset(dataset, data_dir, size, source, model, sys.stderr)
+    near = cache_near(runs_dir, run, checkpoint)
+    chosen, _ = choose_dataset(dataset, data_dir, size, source, model, sys.stderr, near)
     kind = "-random" * random_encoder + "-fine-tuned" * fine_tune
     folder = out or _home(source) / f"classifier-{chosen.name}{kind}"
     make_folder(folder)

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from cae_raw.backends import choose_backend
-from cae_raw.commands.data import Announcer
+from cae_raw.commands.data import Announcer, cache_near
 from cae_raw.commands.model_choice import choose_model, likely_channels
 from cae_raw.commands.options import check_threads
 from cae_raw.commands.shell import one_line, say_error
@@ -85,15 +85,19 @@ def score(
     clean_sources, _ = find_sources(clean)
     folder = out or DEFAULT_OUT
     checkpoint_used, name = choose_model(
-        run, checkpoint, runs_dir, lambda: likely_channels((s.path for s in sources), dataset)
+        run,
+        checkpoint,
+        runs_dir,
+        lambda: likely_channels((s.path for s in sources), dataset, data_dir),
     )
     model = checkpoint_used.build_model()
     chosen: Dataset | None = None
     kept_away = [path for path in (*images, *clean) if path.is_dir()]
     if dataset is not None:
         chosen, lies_in = choose_dataset(
-            dataset, data_dir, size, checkpoint_used, model, sys.stderr
-        )
+            dataset, data_dir, size, checkpoint_used, model, sys.stderr,
+            cache_near(runs_dir, run, checkpoint),
+        )  # fmt: skip
         classes = chosen.class_names
         kept_away += [lies_in] if lies_in is not None else []
     part = None if chosen is None else split or "test"
@@ -167,8 +171,8 @@ def _figures(ranking: Ranking, curve: Roc | None) -> dict[str, Any]:
 def _require_labels(chosen: Images | None, sources: list[Source]) -> None:
     """AUROC is about classes, so every image has to have one."""
     known = all(source.label is not None for source in sources)
-    if isinstance(chosen, Split):
-        known = chosen.labels is not None
+    if chosen is not None:
+        known = (chosen.labels if isinstance(chosen, Split) else chosen.labels()) is not None
     if not known:
         raise InputError(
             "--odd needs images with classes: a data set with labels, or one folder with a "

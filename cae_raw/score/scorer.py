@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from cae_raw.data.scaling import to_floats
 from cae_raw.models import Autoencoder
+from cae_raw.parallel import Parallel
 from cae_raw.reconstruct import reconstruct_image
-from cae_raw.workers import Workers
 
 CHUNK_BYTES = 24 * 2**20  # for the maps of the images that go through the model together
 LARGEST_CHUNK = 64
@@ -28,7 +28,7 @@ class Scorer:
 
     def __init__(self, model: Autoencoder, threads: int | None = None) -> None:
         self.model = model
-        self._workers = Workers(model.backend, threads)
+        self._workers = Parallel(model.backend, threads)
 
     def __enter__(self) -> Scorer:
         self._workers.__enter__()
