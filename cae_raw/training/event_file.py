@@ -8,7 +8,6 @@ writer hands them to a thread that keeps errors to itself, so they are written h
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 import time
@@ -49,11 +48,13 @@ class EventFile:
         self._write(step=step, summary=summary)
 
     def flush(self) -> None:
-        """Bring everything that was added to the disk."""
+        """Hand everything that was added to the operating system, which keeps it after a kill.
+
+        It is not forced onto the disk: after a power failure the last events may be missing.
+        """
         if self._file is not None:
             with _readable_errors(self._file.name):
                 self._file.flush()
-                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush and close; afterwards nothing is left open, whatever happens."""

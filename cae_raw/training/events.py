@@ -13,7 +13,7 @@ so that both are curves in one chart, and `tensorboard --logdir runs` shows runs
     histograms      of each array of parameters
     pictures        see `cae_raw.pictures.figures`, of images of the validation split
 
-The step is the number of batches since the start. Events reach the disk before the checkpoint that
+The step is the number of batches since the start. Events are written before the checkpoint that
 they lead up to, and those beyond the checkpoint are removed when a training resumes. So a training
 that was killed and resumed leaves the same events as one that was not, but for times.
 
@@ -110,7 +110,7 @@ class EventRecorder:
             self.of_pictures += time.perf_counter() - started
 
     def flush(self) -> None:
-        """Bring everything heard so far to the disk."""
+        """Write everything heard so far."""
         self.train.flush()
         self.validation.flush()
 
