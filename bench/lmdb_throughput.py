@@ -16,26 +16,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import lmdb
 import numpy as np
-from side_by_side import commit
+from provenance import ROOT, provenance
 
 from cae_raw.data import datum
 from cae_raw.data.lmdb_stream import LmdbSplit
-from cae_raw.machine import cpu_name
-from cae_raw.training.engine import available_threads
 
-ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (3, 64, 64)
 SCAN, AGAIN, SHUFFLED = "cursor scan", "cursor scan, still mapped", "shuffled batches"
 
@@ -144,17 +139,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         path = Path(folder) / "records.lmdb"
         make(path, args.records)
-        load = os.getloadavg()
+        facts = provenance()
         rates = race(candidates(path, args.batch, args.threads), args.records, args.rounds)
         result = {
-            "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "cpu": cpu_name(),
-            "cores": available_threads(),
-            "python": platform.python_version(),
-            "numpy": np.__version__,
+            **facts,
             "lmdb": lmdb.__version__,
-            "load_before": load,
             "load_after": os.getloadavg(),
             "records": args.records,
             "image_shape": SHAPE,

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cae_raw import __version__, app_data, app_models, app_use
+from cae_raw import __version__, app_bench, app_data, app_models, app_use
 from cae_raw.app_options import DataDir, Device, Json, RunsDir, Threads, path_of, print_json
 from cae_raw.commands import shell
 
@@ -284,6 +284,7 @@ app.command("classify")(app_use.classify_command)
 app.command("score")(app_use.score_command)
 app.command("info")(app_models.info_command)
 app.add_typer(app_data.app, name="data")
+app.command("bench", short_help="Measure speed, beside PyTorch and JAX.")(app_bench.bench_command)
 
 
 @app.command("doctor", short_help="Find what keeps a GPU from being used.")

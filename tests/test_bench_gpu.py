@@ -202,7 +202,7 @@ def test_the_program_that_is_watched(tool: str) -> None:
 
 
 def test_a_wrong_result_is_not_timed() -> None:
-    from on_gpu.device import relative_error
+    from cae_raw.measure.clock import relative_error
 
     assert relative_error(np.ones(3), np.ones(3)) == 0
     assert relative_error(np.ones(3), np.ones(4)) == float("inf")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -10,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from cae_raw.measure.clock import FLUSH_BYTES, DeviceClock, summary
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# Many times the second-level cache of any GPU so far, and so much that overwriting it takes longer
-# than Python takes to prepare a launch: else the gap before the kernel would be timed as well.
-FLUSH_BYTES = 1 << 30
 
 
 @dataclass
@@ -32,9 +28,7 @@ class Bench:
     deadline: float
 
     def __post_init__(self) -> None:
-        _, memory = self.cupy.cuda.Device(self.backend.device).mem_info
-        size = 1 << 12 if self.emulated else min(FLUSH_BYTES, memory // 8)
-        self._flush = self.backend.empty((size,), np.uint8)
+        self._clock = DeviceClock(self.backend, 1 << 12 if self.emulated else FLUSH_BYTES)
 
     @property
     def seconds_left(self) -> float:
@@ -43,35 +37,19 @@ class Bench:
     def milliseconds(self, work: Callable[[], Any], *, flush: bool = True) -> dict[str, Any]:
         """Median, quartiles and number of single timed runs of `work`, after a warm-up.
 
-        With `flush` the second-level cache is overwritten before each run, and so the device is
-        busy while the host prepares the launch: the time is that of the device alone.
+        `flush` as in `DeviceClock`.
         """
         warm_up, most, budget = (0, 2, 0.0) if self.emulated else (5, 200, 0.5)
         for _ in range(warm_up):
             work()
         self.backend.synchronize()
-        event = self.cupy.cuda.Event
-        pairs: list[tuple[Any, Any]] = []
+        times: list[float] = []
         started = time.monotonic()
-        while len(pairs) < most and (len(pairs) < 20 or time.monotonic() - started < budget):
-            before, after = event(), event()
-            if flush:
-                self._flush.fill(0)
-            before.record()
-            work()
-            after.record()
-            after.synchronize()
-            pairs.append((before, after))
+        while len(times) < most and (len(times) < 20 or time.monotonic() - started < budget):
+            times.append(self._clock.milliseconds(work, flush=flush))
             if time.monotonic() > self.deadline:
                 break
-        elapsed = self.cupy.cuda.get_elapsed_time
-        return summary([elapsed(before, after) for before, after in pairs])
-
-
-def summary(times: list[float]) -> dict[str, Any]:
-    """Of times in milliseconds."""
-    low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else (times[0],) * 3
-    return {"ms": statistics.median(times), "ms_quartiles": [low, high], "runs": len(times)}
+        return summary(times)
 
 
 def open_bench(emulated: bool, seconds: float) -> Bench:
@@ -93,12 +71,3 @@ def open_bench(emulated: bool, seconds: float) -> Bench:
 
     backend = open_cuda(0)
     return Bench(backend.cupy, backend, False, deadline)
-
-
-def relative_error(expected: np.ndarray, actual: np.ndarray) -> float:
-    """max|actual - expected| / max|expected|; infinite for another shape."""
-    if expected.shape != actual.shape:
-        return float("inf")
-    largest = float(np.max(np.abs(expected.astype(np.float64)), initial=0))
-    difference = np.max(np.abs(actual.astype(np.float64) - expected), initial=0)
-    return float(difference) / (largest or 1.0)

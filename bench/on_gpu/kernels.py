@@ -7,56 +7,21 @@ formulas at the top of the kernel's file, filled in with the launch's own consta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cae_raw.backends import kernel_source
-from cae_raw.backends.cuda_backend import Kernel
+from cae_raw.measure.calls import IN_PLACE
+from cae_raw.measure.clock import relative_error
+from cae_raw.measure.counts import Launch, kept_launches
 from cae_raw.ops import OPS
-from on_gpu.device import Bench, relative_error
+from on_gpu.device import Bench
 from on_gpu.problems import Problem, problems
 from on_gpu.record import Record
 
 # Far above rounding, far below any mistake; tests/test_kernels.py has the sharp bound.
 TOLERANCE = 1e-4
-# What an optimizer changes in place, by position.
-IN_PLACE = {"sgd_step": (0, 2), "adam_step": (0, 2, 3)}
-
-
-@dataclass(frozen=True)
-class Launch:
-    kernel: Kernel
-    grid: int
-    arguments: Mapping[str, Any]
-    shared: int = 0
-
-    def amount(self, what: str) -> float:
-        """The formula `flops` or `bytes` of the kernel's file for this launch."""
-        formula = kernel_source.all_entries()[self.kernel.entry].about[what]
-        names = {**self.kernel.constants, **self.arguments}
-        numbers = {k: int(v) for k, v in names.items() if isinstance(v, (int, np.integer))}
-        return float(eval(formula, {"__builtins__": {}}, numbers))
-
-
-@contextmanager
-def kept_launches(backend: Any) -> Iterator[list[Launch]]:
-    """The launches that are made inside the block."""
-    launches: list[Launch] = []
-    launch = backend.launch
-
-    def keep(kernel: Kernel, grid: int, arguments: Mapping[str, Any], *, shared: int = 0) -> None:
-        launches.append(Launch(kernel, grid, arguments, shared))
-        launch(kernel, grid, arguments, shared=shared)
-
-    backend.launch = keep
-    try:
-        yield launches
-    finally:
-        del backend.launch
 
 
 def run(bench: Bench, record: Record) -> None:
@@ -112,7 +77,7 @@ def time(bench: Bench, launch: Launch) -> dict[str, Any]:
     found = bench.milliseconds(
         lambda: backend.launch(kernel, launch.grid, launch.arguments, shared=launch.shared)
     )
-    flops, moved = launch.amount("flops"), launch.amount("bytes")
+    flops, moved = launch.amount.flops, launch.amount.bytes
     shapes = {k: list(v.shape) for k, v in launch.arguments.items() if hasattr(v, "shape")}
     return {
         "kernel": kernel.entry,

@@ -22,7 +22,7 @@ from cae_raw.gradcheck.cases import Configuration, decisions, label, run_both_wa
 from cae_raw.gradcheck.check import Check
 from cae_raw.layers import MSELoss, Sequential, Trace
 from cae_raw.models import Autoencoder
-from cae_raw.ops import OPS, Op
+from cae_raw.ops import Op, watched
 from cae_raw.ops.batch import gather
 from cae_raw.ops.single_layer import single_layer_forward, single_layer_gradients
 from cae_raw.training.optimizers import OPTIMIZERS
@@ -91,12 +91,10 @@ class Call:
 
 @contextmanager
 def recorded() -> Iterator[list[Call]]:
-    """Keep every call of an operation's NumPy reference that is made inside the block."""
+    """Keep every call of an operation in NumPy that is made inside the block."""
     calls: list[Call] = []
-    references = {name: op.reference for name, op in OPS.items()}
 
-    def recorder(op: Op[Any, Any]) -> Callable[..., Any]:
-        reference = references[op.name]
+    def recorder(op: Op[Any, Any], reference: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(reference)
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -107,13 +105,8 @@ def recorded() -> Iterator[list[Call]]:
 
         return call
 
-    try:
-        for op in OPS.values():
-            op.reference = recorder(op)
+    with watched(recorder):
         yield calls
-    finally:
-        for name, reference in references.items():
-            OPS[name].reference = reference
 
 
 def kernel_checks(configuration: Configuration, backend: Backend) -> Iterator[Check]:

@@ -16,7 +16,7 @@ from cae_raw.ops import (
     single_layer,
     unpool_conv2d,
 )
-from cae_raw.ops.registry import OPS, Op
+from cae_raw.ops.registry import OPS, Op, watched
 
 __all__ = [
     "OPS",
@@ -33,4 +33,5 @@ __all__ = [
     "pool2d",
     "single_layer",
     "unpool_conv2d",
+    "watched",
 ]

@@ -7,7 +7,8 @@ checker and the benchmarks iterate over the table: registering an operation gets
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
@@ -46,3 +47,18 @@ class Op(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"Op({self.name})"
+
+
+@contextmanager
+def watched(
+    wrap: Callable[[Op[Any, Any], Callable[..., Any]], Callable[..., Any]],
+) -> Iterator[None]:
+    """Inside the block, `wrap(op, function)` runs in place of each op's reference and launcher."""
+    before = {name: (op.reference, op.launcher) for name, op in OPS.items()}
+    try:
+        for op in OPS.values():
+            op.reference, op.launcher = wrap(op, op.reference), wrap(op, op.launcher)
+        yield
+    finally:
+        for name, (reference, launcher) in before.items():
+            OPS[name].reference, OPS[name].launcher = reference, launcher

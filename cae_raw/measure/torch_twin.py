@@ -1,4 +1,7 @@
-"""Any of this package's models as a PyTorch module with the same weights, to compare with."""
+"""Any of this package's models as a PyTorch module with the same weights, to compare with.
+
+PyTorch is no dependency: it is imported when a twin is made.
+"""
 
 from __future__ import annotations
 
