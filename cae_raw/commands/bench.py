@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from cae_raw.backends import choose_backend
 from cae_raw.commands.options import LARGEST, check_threads
 from cae_raw.errors import InputError, unknown_name
-from cae_raw.measure.problem import PROBLEMS
+from cae_raw.measure.problem import PROBLEMS, Problem
 from cae_raw.measure.run import FULL, QUICK, Effort, Run
 from cae_raw.measure.table import tables
 from cae_raw.models import MODELS
@@ -85,11 +85,11 @@ def bench(
     return report
 
 
-def _problem(model: str, size: int | None, channels: int | None) -> Any:
+def _problem(model: str, size: int | None, channels: int | None) -> Problem:
     if model not in MODELS:
         raise unknown_name("model", model, MODELS)
     if size is not None:
-        _check("--size", size, LARGEST["size"])
+        _check("--size", size, int(LARGEST["size"]))
     if channels not in (None, 1, 3):
         raise InputError(f"--channels must be 1 or 3, not {str(channels)[:30]}")
     problem = PROBLEMS[model].sized(size, channels)

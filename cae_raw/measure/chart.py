@@ -78,7 +78,7 @@ def _draw_shares(axes: Axes, rows: list[tuple[str, float, float]]) -> None:
     axes.invert_yaxis()
     axes.axvline(100, color="0.6", linewidth=1)
     axes.set_xlim(0, max(110.0, 112 * max(max(row[1:]) for row in rows)))
-    axes.set_xlabel("percent of the ceiling (above 100: data came from the cache)")
+    axes.set_xlabel("percent of the ceiling (bytes above 100 came from the cache)")
     axes.set_title(f"{Ours.name} and what the machine can do")
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.12), ncols=2, frameon=False)
     _plain(axes)
@@ -113,6 +113,9 @@ def _short(value: float) -> str:
 
 
 def _plain(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.tick_params(axis="y", length=0)

@@ -142,13 +142,11 @@ def training_amount(
 
     Activation maps need not be moved at all, so they do not count.
     """
-    vector = np.empty(model.parameters.shape, np.float32)
-    control = np.empty(4)
+    vector, control = np.empty(model.parameters.shape, np.float32), np.empty(4)
     if optimizer == "adam":
-        call = ((vector,) * 4, {"betas": (0.9, 0.999), "eps": 1e-8})
+        step = amount_of(OPS["adam_step"], *[vector] * 4, control, betas=(0.9, 0.999), eps=1e-8)
     else:
-        call = ((vector,) * 3, {"momentum": 0.0})
-    step = amount_of(OPS[f"{optimizer}_step"], *call[0], control, **call[1])
+        step = amount_of(OPS["sgd_step"], *[vector] * 3, control, momentum=0.0)
     images = int(np.prod(image_shape)) * batch
     flops = batch * summarize(model, image_shape).training_flops
     return Amount(flops + step.flops, images + step.bytes)

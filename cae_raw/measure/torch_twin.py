@@ -40,7 +40,7 @@ def pytorch_twin(model: Sequential) -> Any:
 
     position = {layer: i for i, layer in enumerate(model.stack)}
 
-    class Twin(nn.Module):
+    class Twin(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.steps = nn.ModuleList(module(layer) for layer in model.stack)

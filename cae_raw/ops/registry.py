@@ -49,10 +49,11 @@ class Op(Generic[P, R]):
         return f"Op({self.name})"
 
 
+Function = Callable[..., Any]
+
+
 @contextmanager
-def watched(
-    wrap: Callable[[Op[Any, Any], Callable[..., Any]], Callable[..., Any]],
-) -> Iterator[None]:
+def watched(wrap: Callable[[Op[Any, Any], Function], Function]) -> Iterator[None]:
     """Inside the block, `wrap(op, function)` runs in place of each op's reference and launcher."""
     before = {name: (op.reference, op.launcher) for name, op in OPS.items()}
     try:
