@@ -1,8 +1,9 @@
 """Peak memory of training, less the data set and the imports.
 
-    python bench/peak_memory.py --model single-layer --batch 1024
+    python bench/peak_memory.py --model single-layer --batch 1024 [--device cuda] [--torch eager]
 
-A process of its own trains three steps. Memory that several processes share counts once.
+A process of its own trains three steps. On the CPU it is resident memory, and what several
+processes share counts once; on a GPU it is what the library holds of the device's memory.
 """
 
 from __future__ import annotations
@@ -20,18 +21,28 @@ if str(ROOT) not in sys.path:
 
 import numpy as np  # noqa: E402
 
-from cae_raw.measure.ours import Ours  # noqa: E402
+from cae_raw.backends import choose_backend  # noqa: E402
+from cae_raw.measure.ours import Candidate, Ours  # noqa: E402
 from cae_raw.measure.problem import PROBLEMS, Problem  # noqa: E402
+from cae_raw.measure.torch_step import TorchStep  # noqa: E402
 from cae_raw.training.engine import available_threads  # noqa: E402
 
 STEPS = 3
 
 
-def peak_mib(problem: Problem, batch: int, threads: int) -> float:
-    """Measured in a process of its own, in MiB."""
+def peak_mib(
+    problem: Problem,
+    batch: int,
+    threads: int,
+    *,
+    device: str = "cpu",
+    torch_mode: str | None = None,
+) -> float:
+    """In MiB, measured in a process of its own; of PyTorch where one of its modes is named."""
     command = [sys.executable, __file__, "--model", problem.model, "--batch", str(batch)]
     command += ["--channels", str(problem.channels), "--size", str(problem.size)]
-    command += ["--threads", str(threads)]
+    command += ["--threads", str(threads), "--device", device]
+    command += ["--torch", torch_mode] if torch_mode else []
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return float(json.loads(done.stdout)["peak_mib"])
 
@@ -81,6 +92,34 @@ def _kib(text: str, name: str) -> int:
     return int(found[1]) if found else 0
 
 
+def candidate(
+    problem: Problem, images: np.ndarray, threads: int, device: str, torch_mode: str | None
+) -> Candidate:
+    """cae-raw, or PyTorch in one of its modes."""
+    if torch_mode is None:
+        return Ours(problem, images, backend=choose_backend(device), threads=threads)
+    return TorchStep(
+        problem.build(),
+        images,
+        optimizer=problem.optimizer,
+        lr=problem.lr,
+        mode=torch_mode,
+        device=device,
+        threads=threads,
+    )
+
+
+def on_device(torch_mode: str | None) -> int:
+    """Bytes that the library has taken of a GPU's memory."""
+    if torch_mode is not None:
+        import torch
+
+        return int(torch.cuda.max_memory_reserved())
+    import cupy
+
+    return int(cupy.get_default_memory_pool().total_bytes())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="single-layer", choices=PROBLEMS)
@@ -88,18 +127,26 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--size", type=int)
     parser.add_argument("--threads", type=int, default=available_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--torch", metavar="MODE", help="measure PyTorch instead")
     args = parser.parse_args()
     problem = PROBLEMS[args.model].sized(args.size, args.channels)
+    if args.torch:
+        import torch  # noqa: F401  imports do not count
     # One batch of images, touched, so that they are in memory before.
     images = np.zeros((args.batch, *problem.image_shape), np.uint8)
     images += 1
     before, _ = resident()
-    ours = Ours(problem, images, threads=args.threads)
+    trained = candidate(problem, images, args.threads, args.device, args.torch)
     for _ in range(STEPS):
-        ours.step(np.arange(args.batch))
-    _, peak = resident()
-    ours.close()
-    print(json.dumps({"peak_mib": (peak - before) / 1024}))
+        trained.step(np.arange(args.batch))
+    trained.wait()
+    if args.device == "cpu":
+        peak = (resident()[1] - before) / 1024
+    else:
+        peak = (on_device(args.torch) - images.nbytes) / 2**20
+    trained.close()
+    print(json.dumps({"peak_mib": peak}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The same training step in PyTorch, in each of its modes; the fastest one is its best mode.
 
-Each mode with PyTorch's default, in which cuDNN may use TF32 for convolutions, and with float32 only.
+Each mode with PyTorch's default, in which cuDNN may use TF32 for convolutions, and without TF32.
 Every candidate gets the indices of a batch from the host, as cae-raw does, and uses fused Adam.
 """
 

@@ -1,0 +1,180 @@
+"""How the cost of a training step and of a forward pass grows with the batch and the image size.
+
+    python bench/sweep.py --out bench/results/sweep.json --chart docs/pictures/sweep.png
+    python bench/sweep.py --model deep --out deep.json --chart deep.png
+    python bench/sweep.py --draw bench/results/sweep.json --chart docs/pictures/sweep.png
+
+Two sweeps: over the batch at the model's usual image size, and over the image size at one batch.
+Each point is a process of its own, in which cae-raw and, where PyTorch is installed, one of its
+modes take turns; peak memory is that of further processes. Points that would not fit the machine's
+memory are left out and listed. The chart can be drawn again from the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+from peak_memory import candidate, peak_mib  # noqa: E402
+from provenance import provenance  # noqa: E402
+
+from cae_raw.errors import InputError  # noqa: E402
+from cae_raw.measure.ours import Ours  # noqa: E402
+from cae_raw.measure.problem import PROBLEMS, Problem  # noqa: E402
+from cae_raw.measure.race import WHATS, compare, race  # noqa: E402
+from cae_raw.models import build  # noqa: E402
+from cae_raw.training.engine import available_threads  # noqa: E402
+
+BATCHES = [2**i for i in range(14)]  # 1 to 8,192
+SIZES = [28, 32, 64, 128, 256, 512]
+SIZE_BATCH = 16  # images per step in the sweep over image sizes
+PIXELS_PER_TURN = 1 << 19  # about as many go through a candidate before the next has its turn
+OF_WEIGHTS = 24  # bytes per weight that training and its rival take, gradients and copies included
+OF_IMAGES = 1500  # bytes per byte of an image that a framework's maps take
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="single-layer", choices=PROBLEMS)
+    parser.add_argument("--batches", type=int, nargs="*", default=BATCHES)
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--size-batch", type=int, default=SIZE_BATCH, help="batch of that sweep")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=available_threads())
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--torch", default="channels_last", help="a mode of PyTorch, or none")
+    parser.add_argument("--out", type=Path, help="the JSON file")
+    parser.add_argument("--chart", type=Path, help="the PNG file")
+    parser.add_argument("--draw", type=Path, help="measure nothing: draw this JSON file")
+    parser.add_argument("--point", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.point:
+        print(json.dumps(measure(json.loads(args.point))))
+        return
+    if args.draw:
+        result = json.loads(args.draw.read_text())
+    else:
+        result = sweep(args)
+        if args.out:
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
+    if args.chart:
+        from sweep_chart import draw
+
+        draw(result, args.chart)
+
+
+def sweep(args: argparse.Namespace) -> dict[str, Any]:
+    """All points, with what they were measured on."""
+    mode = args.torch if args.torch != "none" and find_spec("torch") else None
+    result: dict[str, Any] = {
+        **provenance(),
+        "model": args.model,
+        "device": args.device,
+        "threads": args.threads,
+        "torch": None,
+        "rounds": args.rounds,
+        "points": [],
+        "left_out": [],
+    }
+    points = list(_points(args, mode))
+    started = time.perf_counter()
+    for number, point in enumerate(points):
+        subject = f"{point['sweep']}: batch {point['batch']}, size {point['size']}"
+        print(f"{number + 1}/{len(points)}  {subject}", file=sys.stderr, flush=True)
+        try:
+            _check_memory(point)
+            found = in_a_process(point)
+        except (InputError, subprocess.CalledProcessError) as error:
+            lines = getattr(error, "stderr", None) or str(error)
+            result["left_out"].append({**point, "why": lines.strip().splitlines()[-1]})
+            print(f"   left out: {result['left_out'][-1]['why']}", file=sys.stderr)
+            continue
+        result["torch"] = found.pop("torch", None) or result["torch"]
+        result["points"].append({**point, **found})
+    result["seconds"] = time.perf_counter() - started
+    return result
+
+
+def _points(args: argparse.Namespace, mode: str | None) -> Iterator[dict[str, Any]]:
+    usual = PROBLEMS[args.model].size
+    common = {
+        "model": args.model,
+        "rounds": args.rounds,
+        "threads": args.threads,
+        "device": args.device,
+        "torch_mode": mode,
+    }
+    for batch in args.batches:
+        yield {"sweep": "batch", "batch": batch, "size": usual, **common}
+    for size in args.sizes:
+        yield {"sweep": "size", "batch": args.size_batch, "size": size, **common}
+
+
+def _problem(point: Mapping[str, Any]) -> Problem:
+    problem = PROBLEMS[point["model"]].sized(point["size"])
+    turn = max(1, PIXELS_PER_TURN // point["size"] ** 2)
+    return replace(problem, images=max(256, point["batch"]), images_per_turn=turn)
+
+
+def _check_memory(point: Mapping[str, Any]) -> None:
+    """Raise InputError for a point that this machine's memory would not hold."""
+    problem = _problem(point)
+    if point["model"] == "single-layer":
+        weights = 0
+    else:  # nearly all of them are in the linear layers, and need not be made to be counted
+        small = build(problem.model, channels=problem.channels, size=problem.size, code_size=1)
+        weights = small.parameters.size * 1568
+    images = point["batch"] * 3 * point["size"] ** 2
+    needed = OF_WEIGHTS * weights + OF_IMAGES * images * (point["torch_mode"] is not None)
+    there = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if point["device"] == "cpu" and needed > 0.8 * there:
+        raise InputError(f"needs about {needed >> 30} GiB of memory, {there >> 30} are free")
+
+
+def in_a_process(point: Mapping[str, Any]) -> dict[str, Any]:
+    """What `measure` finds, and peak memory."""
+    command = [sys.executable, __file__, "--point", json.dumps(point)]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    problem, device = _problem(point), point["device"]
+    for name in found["candidates"]:
+        mode = None if name == Ours.name else point["torch_mode"]
+        found["candidates"][name]["peak_mib"] = peak_mib(
+            problem, point["batch"], point["threads"], device=device, torch_mode=mode
+        )
+    return found
+
+
+def measure(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Times of one point, per candidate: `training` and `forward`, each with ms and images/s."""
+    problem, mode = _problem(point), point["torch_mode"]
+    images = problem.draw_images(point["batch"])
+    everyone = [
+        candidate(problem, images, point["threads"], point["device"], m)
+        for m in (None, mode)[: 1 + (mode is not None)]
+    ]
+    tolerance = {} if point["device"] == "cpu" else {"tolerance": 5e-3}
+    everyone, differences, notes = compare(everyone, point["batch"], **tolerance)
+    found: dict[str, Any] = {c.name: {} for c in everyone}
+    for what in WHATS:
+        rows = race(problem, everyone, len(images), what, point["batch"], point["rounds"])
+        for name, row in rows.items():
+            found[name][what] = {**row, "ms_per_image": row["ms"] / point["batch"]}
+    version = sys.modules["torch"].__version__ if mode else None
+    return {"candidates": found, "differences": differences, "notes": notes, "torch": version}
+
+
+if __name__ == "__main__":
+    main()
