@@ -40,7 +40,8 @@ from cae_raw.training.engine import available_threads  # noqa: E402
 BATCHES = [2**i for i in range(14)]  # 1 to 8,192
 SIZES = [28, 32, 64, 128, 256, 512]
 SIZE_BATCH = 16  # images per step in the sweep over image sizes
-PIXELS_PER_TURN = 1 << 19  # about as many go through a candidate before the next has its turn
+# What goes through a candidate before the next has its turn: about so many pixels, in a few steps.
+PIXELS_PER_TURN, STEPS_PER_TURN = 1 << 19, 32
 OF_WEIGHTS = 24  # bytes per weight that training and its rival take, gradients and copies included
 OF_IMAGES = 1500  # bytes per byte of an image that a framework's maps take
 
@@ -124,7 +125,7 @@ def _points(args: argparse.Namespace, mode: str | None) -> Iterator[dict[str, An
 
 def _problem(point: Mapping[str, Any]) -> Problem:
     problem = PROBLEMS[point["model"]].sized(point["size"])
-    turn = max(1, PIXELS_PER_TURN // point["size"] ** 2)
+    turn = min(PIXELS_PER_TURN // point["size"] ** 2, STEPS_PER_TURN * point["batch"])
     return replace(problem, images=max(256, point["batch"]), images_per_turn=turn)
 
 

@@ -70,7 +70,9 @@ def test_the_wheel_installs_one_package_and_nothing_else(wheel: Path) -> None:
     tops = {name.partition("/")[0] for name in names}
     assert tops == {"cae_raw", f"cae_raw-{__version__}.dist-info"}
     assert wheel.name == f"cae_raw-{__version__}-py3-none-any.whl"
-    strays = [name for name in names if re.search(r"test|bench|__pycache__|\.pyc|/\.", name)]
+    strays = [
+        name for name in names if re.search(r"(^|/)(tests|bench)/|__pycache__|\.pyc|/\.", name)
+    ]
     assert not strays
 
 

@@ -46,6 +46,7 @@ def loaded(*words: str) -> set[str]:
         ("reconstruct",),
         ("show", "--help"),
         ("data", "convert", "--help"),
+        ("bench", "--help"),
     ],
     ids=" ".join,
 )

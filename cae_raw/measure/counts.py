@@ -112,7 +112,9 @@ class _Sketching(CudaBackend):
 
     zeros = empty
 
-    def launch(self, kernel: Kernel, grid: int, arguments: Mapping[str, Any]) -> None:
+    def launch(
+        self, kernel: Kernel, grid: int, arguments: Mapping[str, Any], *, shared: int = 0
+    ) -> None:
         """Nothing is started; `kept_launches` sees it."""
 
 
