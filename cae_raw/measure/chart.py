@@ -7,8 +7,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cae_raw.files import atomic_write
 from cae_raw.measure.ours import Ours
+from cae_raw.pictures.save import save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,18 +16,21 @@ if TYPE_CHECKING:
 
 OURS, RIVALS = "#b8442c", ("#8fa8bf", "#6f8fad", "#4f769b", "#335f88", "#93a58d", "#718a69")
 FLOPS, BYTES = "#3f6fa5", "#d39a3b"
-DPI = 110
+DPI, COLORS = 110, 96
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, atomically.
+    """Write a figure as PNG, atomically, with a palette: a third of the size, and no other look.
 
     Raises:
         InputError: if the file cannot be written.
     """
+    from PIL import Image
+
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
-    atomic_write(path, buffer.getvalue())
+    with Image.open(buffer) as image:
+        save_png(image.convert("RGB").quantize(COLORS), path)
 
 
 def draw(report: Mapping[str, Any]) -> Figure:
