@@ -29,14 +29,13 @@ from typing import Any
 import lmdb
 import numpy as np
 from lmdb_throughput import SHAPE, make
-from side_by_side import commit
+from provenance import ROOT, commit
 
 from cae_raw.machine import cpu_name
 from cae_raw.models import MODELS
 from cae_raw.training.engine import available_threads
 from cae_raw.training.loading import load
 
-ROOT = Path(__file__).resolve().parent.parent
 BOUND = 10**9  # bytes, beside the model
 ARRAYS = 4  # of the model's size: weights, gradients, Adam's two moments
 PAUSE = 0.05  # seconds between two looks

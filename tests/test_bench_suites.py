@@ -1,7 +1,8 @@
-"""The suites in bench/ still run: once each, on the smallest shapes, without timing anything."""
+"""The suites and scripts in bench/ still run: once each, on the smallest shapes."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -32,3 +33,36 @@ def test_suite(suite: str) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\b[1-9]\d* passed\b", done.stdout), done.stdout
+
+
+def script(name: str, *words: object) -> None:
+    """Run a script in bench/, without PyTorch."""
+    command = [sys.executable, str(ROOT / "bench" / name), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no smaps_rollup here")
+def test_sweep(tmp_path: Path) -> None:
+    out, chart = tmp_path / "sweep.json", tmp_path / "sweep.png"
+    words = ("--batches", 1, 3, "--sizes", 7, "--size-batch", 2, "--rounds", 1, "--torch", "none")
+    script("sweep.py", *words, "--threads", 1, "--out", out, "--chart", chart)
+    result = json.loads(out.read_text())
+    points = [(p["sweep"], p["batch"], p["size"]) for p in result["points"]]
+    assert points == [("batch", 1, 32), ("batch", 3, 32), ("size", 2, 7)]
+    for point in result["points"]:
+        ours = point["candidates"]["cae-raw"]
+        assert ours["peak_mib"] > 0.1
+        assert ours["training"]["ms_per_image"] == ours["training"]["ms"] / point["batch"]
+    assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no smaps_rollup here")
+def test_side_by_side(tmp_path: Path) -> None:
+    out = tmp_path / "cpu.json"
+    modes = ("eager", "channels_last", "compile", "compile channels_last")
+    words = ("--size", 6, "--batch", 256, "--rounds", 1, "--threads", 1, "--skip", *modes)
+    script("side_by_side.py", *words, "--out", out)
+    races = json.loads(out.read_text())["races"]
+    assert [(r["what"], r["batch"]) for r in races] == [("training", 256), ("forward", 256)]
+    assert races[0]["rows"]["cae-raw"]["images_per_s"] > 0 and races[0]["peak_mib"] > 0

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_runner import ROOT
 from layer_cases import CASES, MAXUNPOOL2D, LayerCase
 
 from cae_raw.gradcheck.cases import run_both_ways
 from cae_raw.layers import CrossEntropyLoss, MaxPool2d, MSELoss, Sequential, Trace
+from cae_raw.measure.torch_twin import pytorch_twin
 from cae_raw.models import DEEP_MODELS, build, single_layer
 from cae_raw.ops import pool2d
 from cae_raw.training.optimizers import SGD, Adam
@@ -106,12 +106,8 @@ def test_deep_models(
     code_size: int,
     loss: str,
     dtype: Any,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the same weights: the output, the loss and the gradient of every parameter."""
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    from pytorch_twin import pytorch_twin
-
     rng = np.random.default_rng(5)
     model = build(name, rng, channels=channels, size=size, code_size=code_size).astype(dtype)
     x = rng.uniform(0, 1, (3, channels, *size)).astype(dtype)
