@@ -2,8 +2,9 @@
 
     python bench/peak_memory.py --model single-layer --batch 1024 [--device cuda] [--torch eager]
 
-A process of its own trains three steps. On the CPU it is resident memory, and what several
-processes share counts once; on a GPU it is what the library holds of the device's memory.
+A process of its own trains for two seconds, after which all processes have begun that will. On the
+CPU it is resident memory, and what several processes share counts once; on a GPU it is what the
+library holds of the device's memory.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ import numpy as np  # noqa: E402
 from cae_raw.backends import choose_backend  # noqa: E402
 from cae_raw.measure.ours import Candidate, Ours  # noqa: E402
 from cae_raw.measure.problem import PROBLEMS, Problem  # noqa: E402
+from cae_raw.measure.race import warm  # noqa: E402
 from cae_raw.measure.torch_step import TorchStep  # noqa: E402
 from cae_raw.training.engine import available_threads  # noqa: E402
-
-STEPS = 3
 
 
 def peak_mib(
@@ -138,8 +138,7 @@ def main() -> None:
     images += 1
     before, _ = resident()
     trained = candidate(problem, images, args.threads, args.device, args.torch)
-    for _ in range(STEPS):
-        trained.step(np.arange(args.batch))
+    warm(lambda: trained.step(np.arange(args.batch)))
     trained.wait()
     if args.device == "cpu":
         peak = (resident()[1] - before) / 1024

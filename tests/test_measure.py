@@ -35,6 +35,7 @@ TINY = Effort(
     op_rounds=1,
     turn_ms=0.01,
     pause=0.0,
+    warm_up=0.0,
     compiling=False,
     ceilings=(("side", 16), ("copied", 4096), ("runs", 1)),
     flush_bytes=4096,
@@ -106,7 +107,7 @@ def test_the_calls_of_a_training_step() -> None:
     images, batch = DEEP.draw_images(8), 7
     calls = calls_of_a_step(DEEP, images, batch)
     names = {call.op.name for call in calls}
-    assert {"gather", "squared_error", "sgd_step", "conv2d_backward_weight"} <= names
+    assert {"squared_error", "sgd_step", "conv2d_backward_weight"} <= names
     assert {"maxpool_forward", "mask_scatter", "mask_gather", "linear_forward"} <= names
     products = ("conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight", "linear")
     affine = [c for c in calls if c.op.name.startswith(products) and "bias" not in c.op.name]
@@ -118,7 +119,6 @@ def test_the_calls_of_a_training_step() -> None:
 
 def test_a_fused_step_is_told_from_the_layers() -> None:
     calls = calls_of_a_step(SMALL, SMALL.draw_images(4), 4)
-    assert {c.in_step for c in calls if c.op.name == "gather"} == {True}
     assert {c.in_step for c in calls if c.op.name.startswith("conv2d")} == {False}
     assert {c.in_step for c in calls if c.op.name == "adam_step"} == {True}
 
@@ -176,7 +176,7 @@ def test_who_computes_something_else_is_not_timed() -> None:
     assert notes[0].startswith("wrong is not timed, it computes something else")
     assert notes[1] == "broken does not run here: RuntimeError: no compiler"
     for what in ("training", "forward"):
-        rows = race(SMALL, kept, len(images), what, 3, 2, pause=0.0)
+        rows = race(SMALL, kept, len(images), what, 3, 2, pause=0.0, warm_up=0.0)
         assert {name: row["runs"] for name, row in rows.items()} == {"cae-raw": 2, "same": 2}
         assert rows["same"]["images_per_s"] == pytest.approx(3e3 / rows["same"]["ms"])
     for candidate in kept:
@@ -232,7 +232,7 @@ def test_the_report(report: dict[str, Any]) -> None:
         *(("training", 4), ("forward", 4)),
     ]
     assert set(report["ceilings"]) == {"all_threads", "one_thread"}
-    assert {row["op"] for row in report["ops"]} >= {"gather", "conv2d_forward", "adam_step"}
+    assert {row["op"] for row in report["ops"]} >= {"conv2d_forward", "adam_step"}
     for row in (*report["steps"], *report["ops"]):
         assert row["ms"] > 0 and row["images_per_s"] > 0
         assert row["flop_per_s"] == pytest.approx(1e3 * row["flops"] / row["ms"])
@@ -248,7 +248,7 @@ def test_the_tables(report: dict[str, Any]) -> None:
         console.print(part, markup=False)
     text = out.getvalue()
     assert "single-layer, images of 3x6x6" in text
-    assert "conv2d_backward_weight *" in text and "gather *" not in text
+    assert "conv2d_backward_weight *" in text and "adam_step *" not in text
 
 
 def test_the_chart(report: dict[str, Any], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ and one step of the optimizer; `forward` stops at the loss, of consecutive image
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from cae_raw.measure.problem import Problem
 
 WHATS = ("training", "forward")
 COMPARED_STEPS = 3
-WARM_UP = 2  # turns
+WARM_UP = 2.0  # seconds
 TOLERANCE = 1e-4  # relative, of loss and gradients, in float32
 TOLERANCE_TF32 = 5e-3  # where a rival may use TF32, which keeps ten bits of a factor's fraction
 PAUSE = 0.1  # seconds before a turn
@@ -80,6 +81,7 @@ def race(
     rounds: int,
     *,
     pause: float = PAUSE,
+    warm_up: float = WARM_UP,
 ) -> dict[str, dict[str, Any]]:
     """Per candidate, of one training step or forward pass: `ms`, `ms_quartiles`, `images_per_s`.
 
@@ -95,12 +97,12 @@ def race(
             work(indices)
         wait()
 
-    works = {
-        c.name: partial(turn, c.step if what == "training" else c.forward, c.wait)
-        for c in candidates
-    }
+    of_batch = {c.name: c.step if what == "training" else c.forward for c in candidates}
+    works = {c.name: partial(turn, of_batch[c.name], c.wait) for c in candidates}
     times: dict[str, list[float]] = {c.name: [] for c in candidates}
-    for round_ in range(-WARM_UP, rounds):
+    for of_one in of_batch.values():
+        warm(partial(of_one, np.arange(batch)), warm_up)
+    for round_ in range(-1, rounds):  # the first does not count
         batches[:] = [_draw(rng, what, images, batch) for _ in range(steps)]
         for name, found in take_turns(works, 1, pause=pause).items():
             if round_ >= 0:
@@ -109,6 +111,14 @@ def race(
         name: {**summary(found), "images_per_s": 1e3 * batch / summary(found)["ms"]}
         for name, found in times.items()
     }
+
+
+def warm(step: Callable[[], Any], seconds: float = WARM_UP) -> None:
+    """Steps for so long, after which whoever starts processes or compiles has done so."""
+    end = time.perf_counter() + seconds
+    step()
+    while time.perf_counter() < end:
+        step()
 
 
 def _draw(rng: np.random.Generator, what: str, images: int, batch: int) -> np.ndarray:

@@ -21,7 +21,16 @@ from cae_raw.measure.counts import forward_amount, training_amount
 from cae_raw.measure.op_times import OpClock, OpTimes
 from cae_raw.measure.ours import Candidate, Ours
 from cae_raw.measure.problem import Problem
-from cae_raw.measure.race import PAUSE, TOLERANCE, TOLERANCE_TF32, WHATS, compare, race, verdict
+from cae_raw.measure.race import (
+    PAUSE,
+    TOLERANCE,
+    TOLERANCE_TF32,
+    WARM_UP,
+    WHATS,
+    compare,
+    race,
+    verdict,
+)
 from cae_raw.measure.rivals import Rivals
 from cae_raw.training.engine import available_threads
 
@@ -35,7 +44,7 @@ class Effort:
     Args:
         rounds, op_rounds: turns of each candidate, for steps and for operations.
         turn_ms: how long a turn of an operation takes on the CPU.
-        pause: seconds before a turn of a step.
+        pause, warm_up: seconds before a turn of a step, and before the first.
         compiling: measure rivals that have to be compiled, too.
         ceilings: arguments of `ceilings.on_cpu` and `on_cuda`.
         flush_bytes: that clear a GPU's cache.
@@ -45,6 +54,7 @@ class Effort:
     op_rounds: int = 9
     turn_ms: float = 10.0
     pause: float = PAUSE
+    warm_up: float = WARM_UP
     compiling: bool = True
     ceilings: tuple[tuple[str, int], ...] = ()
     flush_bytes: int = FLUSH_BYTES
@@ -159,9 +169,15 @@ class Run:
             for batch in self.batches:
                 for what in WHATS:
                     self._advance(f"{what}, batch {batch}", len(weights) * self.effort.rounds / 3)
-                    rounds, pause = self.effort.rounds, self.effort.pause
                     rows = race(
-                        self.problem, candidates, len(images), what, batch, rounds, pause=pause
+                        self.problem,
+                        candidates,
+                        len(images),
+                        what,
+                        batch,
+                        self.effort.rounds,
+                        pause=self.effort.pause,
+                        warm_up=self.effort.warm_up,
                     )
                     self._keep(what, batch, rows, limits)
         finally:
