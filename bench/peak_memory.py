@@ -138,8 +138,7 @@ def main() -> None:
     images += 1
     before, _ = resident()
     trained = candidate(problem, images, args.threads, args.device, args.torch)
-    warm(lambda: trained.step(np.arange(args.batch)))
-    trained.wait()
+    warm(lambda: trained.step(np.arange(args.batch)), trained.wait)
     if args.device == "cpu":
         peak = (resident()[1] - before) / 1024
     else:

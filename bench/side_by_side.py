@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="default: the model's usual one")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=available_threads())
-    parser.add_argument("--skip", nargs="*", default=[], help="modes of PyTorch to leave out")
+    parser.add_argument(
+        "--skip", nargs="*", default=[], help="modes of PyTorch to leave out, or jax"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     problem = PROBLEMS[args.model].sized(args.size, args.channels)

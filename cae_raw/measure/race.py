@@ -24,6 +24,8 @@ WARM_UP = 2.0  # seconds
 TOLERANCE = 1e-4  # relative, of loss and gradients, in float32
 TOLERANCE_TF32 = 5e-3  # where a rival may use TF32, which keeps ten bits of a factor's fraction
 PAUSE = 0.1  # seconds before a turn
+# A candidate so slow that its turns would take more seconds in all gets fewer, but not too few.
+PATIENCE, FEWEST = 15.0, 3
 
 
 def compare(
@@ -97,28 +99,38 @@ def race(
             work(indices)
         wait()
 
-    of_batch = {c.name: c.step if what == "training" else c.forward for c in candidates}
-    works = {c.name: partial(turn, of_batch[c.name], c.wait) for c in candidates}
+    works: dict[str, Callable[[], None]] = {}
+    turns: dict[str, int] = {}
+    for c in candidates:
+        work = c.step if what == "training" else c.forward
+        seconds = steps * warm(partial(work, np.arange(batch)), c.wait, warm_up)
+        works[c.name] = partial(turn, work, c.wait)
+        turns[c.name] = max(min(FEWEST, rounds), min(rounds, int(PATIENCE / seconds)))
     times: dict[str, list[float]] = {c.name: [] for c in candidates}
-    for of_one in of_batch.values():
-        warm(partial(of_one, np.arange(batch)), warm_up)
-    for round_ in range(-1, rounds):  # the first does not count
+    for _ in range(rounds):
         batches[:] = [_draw(rng, what, images, batch) for _ in range(steps)]
-        for name, found in take_turns(works, 1, pause=pause).items():
-            if round_ >= 0:
-                times[name].append(found[0] / steps)
+        racing = {name: work for name, work in works.items() if len(times[name]) < turns[name]}
+        for name, found in take_turns(racing, 1, pause=pause).items():
+            times[name].append(found[0] / steps)
     return {
         name: {**summary(found), "images_per_s": 1e3 * batch / summary(found)["ms"]}
         for name, found in times.items()
     }
 
 
-def warm(step: Callable[[], Any], seconds: float = WARM_UP) -> None:
-    """Steps for so long, after which whoever starts processes or compiles has done so."""
-    end = time.perf_counter() + seconds
-    step()
-    while time.perf_counter() < end:
+def warm(step: Callable[[], Any], wait: Callable[[], None], seconds: float = WARM_UP) -> float:
+    """Steps for so long, after which whoever starts processes or compiles has done so.
+
+    Returns:
+        Seconds of the fastest of them.
+    """
+    end, fastest = time.perf_counter() + seconds, float("inf")
+    while fastest == float("inf") or time.perf_counter() < end:
+        started = time.perf_counter()
         step()
+        wait()
+        fastest = min(fastest, time.perf_counter() - started)
+    return fastest
 
 
 def _draw(rng: np.random.Generator, what: str, images: int, batch: int) -> np.ndarray:

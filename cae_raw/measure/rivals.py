@@ -22,7 +22,7 @@ class Rivals:
         on_gpu: measure them on a GPU; a library that does not see it is left out.
         threads: of PyTorch on the CPU. JAX takes all processors, and cannot be told otherwise.
         compiling: False leaves out what has to be compiled first.
-        skip: modes of PyTorch to leave out.
+        skip: modes of PyTorch to leave out, or "jax".
 
     Attributes:
         facts: versions, and what PyTorch may do in TF32.
@@ -48,7 +48,7 @@ class Rivals:
         if self.torch is not None:
             for mode in self._modes(skip):
                 self.makes[f"torch {mode}"] = lambda mode=mode: self._torch_step(mode)  # type: ignore[misc]
-        if self._jax():
+        if "jax" not in skip and self._jax():
             self.makes["jax jit"] = lambda: JaxStep(
                 problem.build(), images, optimizer=problem.optimizer, lr=problem.lr
             )
