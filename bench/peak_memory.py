@@ -25,7 +25,8 @@ import numpy as np  # noqa: E402
 from cae_raw.backends import choose_backend  # noqa: E402
 from cae_raw.measure.ours import Candidate, Ours  # noqa: E402
 from cae_raw.measure.problem import PROBLEMS, Problem  # noqa: E402
-from cae_raw.measure.race import warm  # noqa: E402
+from cae_raw.measure.race import WARM_UP  # noqa: E402
+from cae_raw.measure.racer import Here  # noqa: E402
 from cae_raw.measure.torch_step import TorchStep  # noqa: E402
 from cae_raw.training.engine import available_threads  # noqa: E402
 
@@ -138,7 +139,7 @@ def main() -> None:
     images += 1
     before, _ = resident()
     trained = candidate(problem, images, args.threads, args.device, args.torch)
-    warm(lambda: trained.step(np.arange(args.batch)), trained.wait)
+    Here(trained).warm("training", args.batch, WARM_UP)
     if args.device == "cpu":
         peak = (resident()[1] - before) / 1024
     else:

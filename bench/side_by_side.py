@@ -21,9 +21,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 from peak_memory import peak_mib  # noqa: E402
 from provenance import provenance  # noqa: E402
 
-from cae_raw.measure.ours import Candidate, Ours  # noqa: E402
+from cae_raw.measure.ours import Ours  # noqa: E402
 from cae_raw.measure.problem import PROBLEMS  # noqa: E402
 from cae_raw.measure.race import WHATS, compare, race, verdict  # noqa: E402
+from cae_raw.measure.racer import Here, Racer  # noqa: E402
 from cae_raw.measure.rivals import Rivals  # noqa: E402
 from cae_raw.training.engine import available_threads  # noqa: E402
 
@@ -44,11 +45,10 @@ def main() -> None:
     problem = PROBLEMS[args.model].sized(args.size, args.channels)
     batches = args.batch or [problem.batch]
     images = problem.draw_images(max(batches))
-    rivals = Rivals(problem, images, threads=args.threads, skip=args.skip)
-    notes = list(rivals.notes)
-    everyone: list[Candidate] = [Ours(problem, images, threads=args.threads)]
-    everyone += rivals.candidates(notes)
-    everyone, differences, left_out = compare(everyone, batches[0])
+    rivals = Rivals(problem, max(batches), threads=args.threads, skip=args.skip)
+    racers: list[Racer] = [Here(Ours(problem, images, threads=args.threads))]
+    racers += rivals.racers()
+    racers, differences, left_out = compare(racers, batches[0])
     result: dict[str, Any] = {
         **provenance(),
         "model": problem.model,
@@ -56,7 +56,7 @@ def main() -> None:
         "threads": args.threads,
         **rivals.facts,
         "image_shape": problem.image_shape,
-        "notes": notes + left_out,
+        "notes": rivals.notes + left_out,
         "differences": differences,
         "races": [],
     }
@@ -64,14 +64,14 @@ def main() -> None:
         print(line, file=sys.stderr)
     for batch in batches:
         for what in WHATS:
-            rows = race(problem, everyone, len(images), what, batch, args.rounds)
+            rows = race(problem, racers, len(images), what, batch, args.rounds)
             found = verdict(rows)
             if found["best_rival"]:
                 print(f"{what}, batch {batch}: {found['ratio']:.2f} times {found['best_rival']}")
             result["races"].append({"what": what, "batch": batch, "rows": rows, **found})
         result["races"][-2]["peak_mib"] = peak_mib(problem, batch, args.threads)
-    for candidate in everyone:
-        candidate.close()
+    for racer in racers:
+        racer.close()
     text = json.dumps(result, indent=2)
     print(text)
     if args.out:

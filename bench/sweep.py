@@ -27,13 +27,21 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from peak_memory import candidate, peak_mib  # noqa: E402
+from peak_memory import peak_mib  # noqa: E402
 from provenance import provenance  # noqa: E402
 
+from cae_raw.backends import choose_backend  # noqa: E402
 from cae_raw.errors import InputError  # noqa: E402
 from cae_raw.measure.ours import Ours  # noqa: E402
 from cae_raw.measure.problem import PROBLEMS, Problem  # noqa: E402
-from cae_raw.measure.race import WHATS, compare, race  # noqa: E402
+from cae_raw.measure.race import (  # noqa: E402
+    TOLERANCE,
+    TOLERANCE_TF32,
+    WHATS,
+    compare,
+    race,
+)
+from cae_raw.measure.racer import Elsewhere, Here, Racer, Rival  # noqa: E402
 from cae_raw.models import build  # noqa: E402
 from cae_raw.training.engine import available_threads  # noqa: E402
 
@@ -148,7 +156,7 @@ def in_a_process(point: Mapping[str, Any]) -> dict[str, Any]:
     """What `measure` finds, and peak memory."""
     command = [sys.executable, __file__, "--point", json.dumps(point)]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     problem, device = _problem(point), point["device"]
     for name in found["candidates"]:
         mode = None if name == Ours.name else point["torch_mode"]
@@ -162,19 +170,25 @@ def measure(point: Mapping[str, Any]) -> dict[str, Any]:
     """Times of one point, per candidate: `training` and `forward`, each with ms and images/s."""
     problem, mode = _problem(point), point["torch_mode"]
     images = problem.draw_images(point["batch"])
-    everyone = [
-        candidate(problem, images, point["threads"], point["device"], m)
-        for m in (None, mode)[: 1 + (mode is not None)]
-    ]
-    tolerance = {} if point["device"] == "cpu" else {"tolerance": 5e-3}
-    everyone, differences, notes = compare(everyone, point["batch"], **tolerance)
-    found: dict[str, Any] = {c.name: {} for c in everyone}
+    on_gpu = point["device"] != "cpu"
+    ours = Ours(problem, images, backend=choose_backend(point["device"]), threads=point["threads"])
+    racers: list[Racer] = [Here(ours)]
+    facts: dict[str, Any] = {}
+    if mode:
+        threads = None if on_gpu else point["threads"]
+        rival = Elsewhere(Rival("torch", problem, point["batch"], mode, on_gpu, threads))
+        racers.append(rival)
+        facts = rival.facts
+    tolerance = TOLERANCE_TF32 if on_gpu else TOLERANCE
+    racers, differences, notes = compare(racers, point["batch"], tolerance)
+    found: dict[str, Any] = {racer.name: {} for racer in racers}
     for what in WHATS:
-        rows = race(problem, everyone, len(images), what, point["batch"], point["rounds"])
+        rows = race(problem, racers, len(images), what, point["batch"], point["rounds"])
         for name, row in rows.items():
             found[name][what] = {**row, "ms_per_image": row["ms"] / point["batch"]}
-    version = sys.modules["torch"].__version__ if mode else None
-    return {"candidates": found, "differences": differences, "notes": notes, "torch": version}
+    for racer in racers:
+        racer.close()
+    return {"candidates": found, "differences": differences, "notes": notes, **facts}
 
 
 if __name__ == "__main__":

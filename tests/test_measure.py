@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ from cae_raw.measure.ceilings import Ceilings
 from cae_raw.measure.clock import DeviceClock, summary, take_turns
 from cae_raw.measure.counts import Amount, amount_of, forward_amount, training_amount
 from cae_raw.measure.op_times import OpClock
-from cae_raw.measure.ours import Ours
-from cae_raw.measure.problem import PROBLEMS
+from cae_raw.measure.ours import Candidate, Ours
+from cae_raw.measure.problem import PROBLEMS, Problem
 from cae_raw.measure.race import compare, race, verdict
+from cae_raw.measure.racer import KEEP_MEMORY, Elsewhere, Here, Racer, Rival
+from cae_raw.measure.rivals import Rivals
 from cae_raw.measure.run import Effort, Run
 from cae_raw.measure.table import tables
 from cae_raw.models import MODELS
@@ -168,19 +172,58 @@ class Same(Ours):
 
 def test_who_computes_something_else_is_not_timed() -> None:
     images = SMALL.draw_images(8)
-    everyone = [kind(SMALL, images, threads=1) for kind in (Ours, Wrong, Broken, Same)]
+    everyone: list[Racer] = [Here(kind(SMALL, images, threads=1)) for kind in (Ours, Wrong, Same)]
     kept, differences, notes = compare(everyone, 4)
-    assert [c.name for c in kept] == ["cae-raw", "same"]
+    assert [racer.name for racer in kept] == ["cae-raw", "same"]
     assert differences["same"] == {"loss": 0.0, "gradients": 0.0, "losses_of_steps": 0.0}
     assert differences["wrong"]["gradients"] == pytest.approx(1e-3, rel=1e-3)
     assert notes[0].startswith("wrong is not timed, it computes something else")
-    assert notes[1] == "broken does not run here: RuntimeError: no compiler"
     for what in ("training", "forward"):
         rows = race(SMALL, kept, len(images), what, 3, 2, pause=0.0, warm_up=0.0)
         assert {name: row["runs"] for name, row in rows.items()} == {"cae-raw": 2, "same": 2}
         assert rows["same"]["images_per_s"] == pytest.approx(3e3 / rows["same"]["ms"])
-    for candidate in kept:
-        candidate.close()
+    for racer in kept:
+        racer.close()
+
+
+class Mirror(Rival):
+    """cae-raw in a process of its own; or, as its mode, something that fails there."""
+
+    def make(self) -> tuple[Candidate, dict[str, Any]]:
+        images = self.problem.draw_images(self.images)
+        kind = {"same": Same, "broken": Broken}[self.mode]
+        print("noise that is no answer")
+        kept = os.environ.get("MALLOC_TRIM_THRESHOLD_")
+        return kind(self.problem, images, threads=1), {"kept": kept}
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return KEEP_MEMORY
+
+
+def test_rivals_in_processes_of_their_own() -> None:
+    images = SMALL.draw_images(8)
+    ours = Here(Ours(SMALL, images, threads=1))
+    rivals = [Elsewhere(Mirror("mirror", SMALL, 8, mode)) for mode in ("same", "broken")]
+    assert rivals[0].facts == {"kept": KEEP_MEMORY["MALLOC_TRIM_THRESHOLD_"]}
+    kept, differences, notes = compare([ours, *rivals], 4)
+    assert differences == {"mirror same": {"loss": 0.0, "gradients": 0.0, "losses_of_steps": 0.0}}
+    assert notes == ["mirror broken does not run here: RuntimeError: no compiler"]
+    rows = race(SMALL, kept, len(images), "training", 3, 2, pause=0.0, warm_up=0.0)
+    assert rows["mirror same"]["runs"] == 2
+    for racer in kept:
+        racer.close()
+    assert rivals[0]._process.returncode is not None
+
+
+def test_a_rival_that_cannot_be_made_or_is_gone() -> None:
+    with pytest.raises(RuntimeError, match="KeyError"):
+        Elsewhere(Mirror("mirror", SMALL, 8, "absent"))
+    rival = Elsewhere(Mirror("mirror", SMALL, 8, "same"))
+    rival._process.kill()
+    with pytest.raises(RuntimeError, match="mirror same ended with"):
+        rival.turn("training", [np.arange(2)])
+    rival.close()
 
 
 def test_verdict() -> None:
@@ -302,21 +345,22 @@ def test_images_too_small_for_the_model() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 @pytest.mark.parametrize("problem", [SMALL, DEEP], ids=["single-layer", "deep"])
-def test_pytorch_computes_the_same(problem: Any) -> None:
+def test_pytorch_computes_the_same(problem: Problem) -> None:
     import torch
 
-    from cae_raw.measure.rivals import Rivals
     from cae_raw.measure.torch_ops import TWINS
 
     images = problem.draw_images(8)
-    notes: list[str] = []
-    rivals = Rivals(problem, images, threads=1, compiling=False)
-    everyone = [Ours(problem, images, threads=1), *rivals.candidates(notes)]
+    rivals = Rivals(problem, 8, threads=1, compiling=False, skip=["jax"])
+    everyone = [Here(Ours(problem, images, threads=1)), *rivals.racers()]
     kept, differences, left_out = compare(everyone, 4)
-    assert {"torch eager", "torch channels_last"} <= set(differences)
-    assert len(kept) == len(everyone) and not left_out and not notes
-    for candidate in kept:
-        candidate.close()
+    assert set(differences) == {
+        "torch eager", "torch channels_last", "torch channels_last, memory kept",
+    }  # fmt: skip
+    assert len(kept) == len(everyone) == 4 and not left_out
+    assert rivals.facts == {"torch": torch.__version__}
+    for racer in kept:
+        racer.close()
     with OpClock(torch=torch, rounds=1, turn_ms=0.01) as timer:
         for call in calls_of_a_step(problem, images, 4):
             assert call.op.name in TWINS
@@ -326,13 +370,13 @@ def test_pytorch_computes_the_same(problem: Any) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed")
 @pytest.mark.parametrize("problem", [SMALL, DEEP, replace(DEEP, optimizer="adam")], ids=str)
-def test_jax_computes_the_same(problem: Any) -> None:
-    from cae_raw.measure.jax_step import JaxStep
-
+def test_jax_computes_the_same(problem: Problem) -> None:
     images = problem.draw_images(8)
-    theirs = JaxStep(problem.build(), images, optimizer=problem.optimizer, lr=problem.lr)
-    kept, _, left_out = compare([Ours(problem, images, threads=1), theirs], 4)
+    theirs = Elsewhere(Rival("jax", problem, 8, "jit"))
+    kept, _, left_out = compare([Here(Ours(problem, images, threads=1)), theirs], 4)
     assert len(kept) == 2 and not left_out
+    for racer in kept:
+        racer.close()
 
 
 def test_every_model_has_a_problem() -> None:

@@ -27,6 +27,19 @@ def import_jax() -> Any:
     return jax
 
 
+def facts(on_gpu: bool) -> dict[str, Any]:
+    """JAX's version.
+
+    Raises:
+        RuntimeError: where it would not use the kind of device that is wanted.
+    """
+    jax = import_jax()
+    platform = jax.default_backend()
+    if (platform == "gpu") != on_gpu:
+        raise RuntimeError(f"JAX {jax.__version__} uses a {platform}")
+    return {"jax": jax.__version__}
+
+
 class JaxStep:
     """JAX with the weights of one of cae-raw's models, on JAX's own choice of device.
 

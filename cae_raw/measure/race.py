@@ -7,19 +7,18 @@ and one step of the optimizer; `forward` stops at the loss, of consecutive image
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from cae_raw.measure.clock import summary, take_turns
-from cae_raw.measure.ours import Candidate, Ours
+from cae_raw.measure.ours import Ours
 from cae_raw.measure.problem import Problem
+from cae_raw.measure.racer import Racer
 
 WHATS = ("training", "forward")
-COMPARED_STEPS = 3
 WARM_UP = 2.0  # seconds
 TOLERANCE = 1e-4  # relative, of loss and gradients, in float32
 TOLERANCE_TF32 = 5e-3  # where a rival may use TF32, which keeps ten bits of a factor's fraction
@@ -29,32 +28,32 @@ PATIENCE, FEWEST = 15.0, 3
 
 
 def compare(
-    candidates: Sequence[Candidate], batch: int, tolerance: float = TOLERANCE
-) -> tuple[list[Candidate], dict[str, dict[str, float]], list[str]]:
-    """Keep the first candidate, and those of the others that agree with it on one batch.
+    racers: Sequence[Racer], batch: int, tolerance: float = TOLERANCE
+) -> tuple[list[Racer], dict[str, dict[str, float]], list[str]]:
+    """Keep the first, and those of the others that agree with it on one batch.
 
     Loss and gradients are compared, and the losses of the first training steps, which also show
-    that the optimizers agree. All candidates must still have the weights they began with.
+    that the optimizers agree. All must still have the weights they began with. Those that are not
+    kept are closed.
 
     Returns:
         (kept, differences by name, a line for each that was left out).
     """
     indices = np.arange(batch)
-    loss, gradients = candidates[0].loss_and_gradients(indices)
-    losses = _first_losses(candidates[0], indices)
-    kept, differences, notes = [candidates[0]], {}, []
-    for other in candidates[1:]:
+    loss, gradients, losses = racers[0].results(indices)
+    kept, differences, notes = [racers[0]], {}, []
+    for other in racers[1:]:
         try:
-            their_loss, theirs = other.loss_and_gradients(indices)
-            found = {
-                "loss": abs(their_loss - loss) / abs(loss),
-                "gradients": float(np.abs(theirs - gradients).max() / np.abs(gradients).max()),
-                "losses_of_steps": float(np.abs(_first_losses(other, indices) / losses - 1).max()),
-            }
-        except Exception as error:  # whatever a rival cannot do on this machine
-            notes.append(f"{other.name} does not run here: {_first_line(error)}")
+            their_loss, theirs, their_losses = other.results(indices)
+        except RuntimeError as error:
+            notes.append(f"{other.name} does not run here: {error}")
             other.close()
             continue
+        found = {
+            "loss": abs(their_loss - loss) / abs(loss),
+            "gradients": float(np.abs(theirs - gradients).max() / np.abs(gradients).max()),
+            "losses_of_steps": float(np.abs(their_losses / losses - 1).max()),
+        }
         differences[other.name] = found
         if max(found.values()) <= tolerance:  # False for NaN
             kept.append(other)
@@ -64,19 +63,9 @@ def compare(
     return kept, differences, notes
 
 
-def _first_losses(candidate: Candidate, indices: np.ndarray) -> np.ndarray:
-    n = len(indices)
-    return np.array([candidate.read(candidate.step(indices), n) for _ in range(COMPARED_STEPS)])
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
-
-
 def race(
     problem: Problem,
-    candidates: Sequence[Candidate],
+    racers: Sequence[Racer],
     images: int,
     what: str,
     batch: int,
@@ -85,52 +74,32 @@ def race(
     pause: float = PAUSE,
     warm_up: float = WARM_UP,
 ) -> dict[str, dict[str, Any]]:
-    """Per candidate, of one training step or forward pass: `ms`, `ms_quartiles`, `images_per_s`.
+    """Per racer, of one training step or forward pass: `ms`, `ms_quartiles`, `images_per_s`.
 
-    Batches are drawn from so many `images`. Candidates take turns of about
+    Batches are drawn from so many `images`. They take turns of about
     `problem.images_per_turn` images, on batches that differ in every round.
     """
     steps = max(1, problem.images_per_turn // batch)
     rng = np.random.default_rng(0)
     batches: list[np.ndarray] = []
-
-    def turn(work: Callable[[np.ndarray], Any], wait: Callable[[], None]) -> None:
-        for indices in batches:
-            work(indices)
-        wait()
-
-    works: dict[str, Callable[[], None]] = {}
-    turns: dict[str, int] = {}
-    for c in candidates:
-        work = c.step if what == "training" else c.forward
-        seconds = steps * warm(partial(work, np.arange(batch)), c.wait, warm_up)
-        works[c.name] = partial(turn, work, c.wait)
-        turns[c.name] = max(min(FEWEST, rounds), min(rounds, int(PATIENCE / seconds)))
-    times: dict[str, list[float]] = {c.name: [] for c in candidates}
+    turns = {}
+    for racer in racers:
+        seconds = steps * racer.warm(what, batch, warm_up)
+        turns[racer.name] = max(min(FEWEST, rounds), min(rounds, int(PATIENCE / seconds)))
+    times: dict[str, list[float]] = {racer.name: [] for racer in racers}
     for _ in range(rounds):
         batches[:] = [_draw(rng, what, images, batch) for _ in range(steps)]
-        racing = {name: work for name, work in works.items() if len(times[name]) < turns[name]}
-        for name, found in take_turns(racing, 1, pause=pause).items():
+        racing = {
+            racer.name: partial(racer.turn, what, batches)
+            for racer in racers
+            if len(times[racer.name]) < turns[racer.name]
+        }
+        for name, found in take_turns(racing, 1, lambda turn: turn(), pause=pause).items():
             times[name].append(found[0] / steps)
     return {
         name: {**summary(found), "images_per_s": 1e3 * batch / summary(found)["ms"]}
         for name, found in times.items()
     }
-
-
-def warm(step: Callable[[], Any], wait: Callable[[], None], seconds: float = WARM_UP) -> float:
-    """Steps for so long, after which whoever starts processes or compiles has done so.
-
-    Returns:
-        Seconds of the fastest of them.
-    """
-    end, fastest = time.perf_counter() + seconds, float("inf")
-    while fastest == float("inf") or time.perf_counter() < end:
-        started = time.perf_counter()
-        step()
-        wait()
-        fastest = min(fastest, time.perf_counter() - started)
-    return fastest
 
 
 def _draw(rng: np.random.Generator, what: str, images: int, batch: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from cae_raw.measure.ceilings import Ceilings
 from cae_raw.measure.clock import FLUSH_BYTES, DeviceClock
 from cae_raw.measure.counts import forward_amount, training_amount
 from cae_raw.measure.op_times import OpClock, OpTimes
-from cae_raw.measure.ours import Candidate, Ours
+from cae_raw.measure.ours import Ours
 from cae_raw.measure.problem import Problem
 from cae_raw.measure.race import (
     PAUSE,
@@ -31,6 +32,7 @@ from cae_raw.measure.race import (
     race,
     verdict,
 )
+from cae_raw.measure.racer import Here, Racer
 from cae_raw.measure.rivals import Rivals
 from cae_raw.training.engine import available_threads
 
@@ -101,21 +103,26 @@ class Run:
         images = self.problem.draw_images(max(self.batches))
         rivals = Rivals(
             self.problem,
-            images,
+            max(self.batches),
             on_gpu=self.on_gpu,
             threads=None if self.on_gpu else self.threads,
             compiling=self.effort.compiling,
         )
         calls = calls_of_a_step(self.problem, images, max(self.batches), self.backend)
         # Weights of the parts, roughly in seconds.
-        each = [12.0 if "compile" in name else 1.0 for name in ("", *rivals.makes)]
-        races = len(self.batches) * len(WHATS) * len(each) * self.effort.rounds / 3
-        self._all = 4 + sum(each) + races + len(calls) * self.effort.op_rounds / 20
-        self.report = {**self._facts(), **rivals.facts, "notes": list(rivals.notes)}
+        starts = 1.0 + sum(15.0 if "compile" in rival.mode else 4.0 for rival in rivals.all)
+        races = len(self.batches) * len(WHATS)
+        self._all = 4 + starts + races * self._race_weight(rivals)
+        self._all += len(calls) * self.effort.op_rounds / 20
+        self.report = {**self._facts(), "notes": rivals.notes}
         by_steps, by_ops = self._ceilings()
-        self._steps(images, rivals, each, by_steps)
-        self._ops(calls, rivals.torch, by_ops)
+        self._steps(images, rivals, starts, by_steps)
+        self._ops(calls, rivals.facts, by_ops)
         return self.report
+
+    def _race_weight(self, rivals: Rivals) -> float:
+        each = self.effort.warm_up + self.effort.rounds * (self.effort.pause + 0.25)
+        return (1 + len(rivals.all)) * each
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -151,38 +158,35 @@ class Run:
         self.report["ceilings"] = {name: c.to_json() for name, c in found.items()}
         return next(iter(found.values())), list(found.values())[-1]
 
-    def _steps(
-        self, images: np.ndarray, rivals: Rivals, weights: list[float], limits: Ceilings
-    ) -> None:
+    def _steps(self, images: np.ndarray, rivals: Rivals, starts: float, limits: Ceilings) -> None:
         self.report.update(steps=[], verdicts=[])
-        notes, first = self.report["notes"], self.batches[0]
-        candidates: list[Candidate] = [
-            Ours(self.problem, images, backend=self.backend, threads=self.threads)
-        ]
-        candidates += rivals.candidates(notes)
+        effort = self.effort
+        ours = Ours(self.problem, images, backend=self.backend, threads=self.threads)
+        racers: list[Racer] = [Here(ours)]
         try:
-            self._advance(f"comparing {len(candidates)} candidates", sum(weights))
+            self._advance("comparing results", starts)
+            racers += rivals.racers()
             tolerance = TOLERANCE_TF32 if self.on_gpu else TOLERANCE
-            candidates, differences, left_out = compare(candidates, first, tolerance)
-            self.report["differences"] = differences
-            notes += left_out
+            racers, differences, left_out = compare(racers, self.batches[0], tolerance)
+            self.report.update(rivals.facts, differences=differences)
+            rivals.notes += left_out
             for batch in self.batches:
                 for what in WHATS:
-                    self._advance(f"{what}, batch {batch}", len(weights) * self.effort.rounds / 3)
+                    self._advance(f"{what}, batch {batch}", self._race_weight(rivals))
                     rows = race(
                         self.problem,
-                        candidates,
+                        racers,
                         len(images),
                         what,
                         batch,
-                        self.effort.rounds,
-                        pause=self.effort.pause,
-                        warm_up=self.effort.warm_up,
+                        effort.rounds,
+                        pause=effort.pause,
+                        warm_up=effort.warm_up,
                     )
                     self._keep(what, batch, rows, limits)
         finally:
-            for candidate in candidates:
-                candidate.close()
+            for racer in racers:
+                racer.close()
 
     def _keep(
         self, what: str, batch: int, rows: dict[str, dict[str, Any]], limits: Ceilings
@@ -198,8 +202,9 @@ class Run:
             self.report["steps"].append(step)
         self.report["verdicts"].append({"what": what, "batch": batch, **verdict(rows)})
 
-    def _ops(self, calls: list[Call], torch: Any, limits: Ceilings) -> None:
+    def _ops(self, calls: list[Call], facts: dict[str, Any], limits: Ceilings) -> None:
         self.report["ops"] = []
+        torch = import_module("torch") if "torch" in facts else None
         batch, effort = max(self.batches), self.effort
         timer = OpClock(
             self.backend,

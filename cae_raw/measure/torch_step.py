@@ -13,7 +13,14 @@ from cae_raw.layers.loss import LOSSES
 from cae_raw.measure.torch_twin import pytorch_twin
 from cae_raw.models import Autoencoder
 
-CPU_MODES = ("eager", "channels_last", "compile", "compile channels_last")
+CPU_MODES = (
+    "eager",
+    "channels_last",
+    "channels_last, memory kept",
+    "compile",
+    "compile channels_last",
+    "compile channels_last, memory kept",
+)
 CUDA_MODES = (
     "eager",
     "channels_last",
@@ -23,6 +30,26 @@ CUDA_MODES = (
     "compile max-autotune",
     "compile in a CUDA graph",
 )
+
+
+def facts(on_gpu: bool) -> dict[str, Any]:
+    """PyTorch's version, and where it may use TF32.
+
+    Raises:
+        RuntimeError: where it should use a GPU and sees none.
+    """
+    import torch
+
+    if not on_gpu:
+        return {"torch": torch.__version__}
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"PyTorch {torch.__version__} sees no GPU")
+    torch.backends.cudnn.benchmark = True
+    tf32 = {
+        "convolutions": bool(torch.backends.cudnn.allow_tf32),
+        "products": bool(torch.backends.cuda.matmul.allow_tf32),
+    }
+    return {"torch": torch.__version__, "torch_tf32": tf32}
 
 
 def has_compiler() -> bool:
@@ -38,7 +65,8 @@ class TorchStep:
         images: uint8 (M, C, H, W), moved to the device.
         mode: a name in CPU_MODES or CUDA_MODES. "channels_last" is the layout of maps and weights;
             "compile" stands for torch.compile, "CUDA graph" for a step that is recorded at the
-            first batch of each size and then replayed.
+            first batch of each size and then replayed. What "memory kept" means is up to whoever
+            starts the process: see `racer`.
         threads: on the CPU; None leaves PyTorch's own.
 
     On a GPU the optimizer is PyTorch's fused one.
