@@ -75,6 +75,8 @@ def test_every_operation_has_an_amount(name: str, rng: np.random.Generator) -> N
     case = max(CASES[name], key=lambda case: sum(a.size for a in _arrays(case.make(rng)[0])))
     args, kwargs = case.make(rng)
     found = amount_of(OPS[name], *args, **kwargs)
+    if name == "single_layer_forward":
+        args = args[:6]  # the others are outputs on request, which the formula leaves out
     # Of what comes in, padding may be left unread, and so may images that are not chosen.
     assert found.bytes >= sum(a.nbytes for a in _arrays(args) if a.dtype != np.uint8) / 2
     assert found.flops > 0 or name in ("mask_gather", "pad2d_forward", "pad2d_backward")

@@ -2,7 +2,8 @@
 
 single-layer: images of 3x32x32 (CIFAR-10) and 1x28x28 (MNIST), convolutions C -> 32 -> C of 3x3.
 deep: images of 3x64x64, convolutions 3 -> 12 -> 12 -> pool -> 24 -> pool without padding, then
-24*14*14 to 1568 and back, and the mirror with max-unpooling.
+24*14*14 to 1568 and back in every precision, and the mirror with max-unpooling; convolutions also
+with their pooling or unpooling in one kernel.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cae_raw.ops.precision import PRECISIONS
 from cae_raw.ops.windows import output_size
 
 BATCH = 128
@@ -48,7 +50,12 @@ def problems(tiny: bool = False) -> Iterator[Problem]:
         yield from _single_layer(where, n, c, size)
     side = 22 if tiny else 64
     for i, (c, o, size, padding) in enumerate(_deep_convolutions(side)):
-        yield from _convolution(f"deep convolution {i + 1}", n, c, o, size, padding, "relu")
+        where = f"deep convolution {i + 1}"
+        yield from _convolution(where, n, c, o, size, padding, "relu")
+        if i in (1, 2):
+            yield from _pooled_convolution(where, n, c, o, size)
+        if i in (3, 4):
+            yield from _unpooled_convolution(where, n, c, o, size, padding)
     yield from _pools(n, side)
     code, features = (5, 600) if tiny else (1568, 24 * 14 * 14)  # 600: cut into ranges, too
     yield from _linear("deep encoder", n, features, code)
@@ -92,6 +99,28 @@ def _convolution(
     yield Problem(where, f"{name}_backward_bias", (y,), {})
 
 
+def _pooled_convolution(where: str, n: int, c: int, o: int, size: int) -> Iterator[Problem]:
+    """Convolution, ReLU and pooling in one."""
+    x, w, y = (n, c, size, size), (o, c, 3, 3), (n, o, (size - 2) // 2, (size - 2) // 2)
+    mask = np.random.default_rng(size).integers(0, 4, y, np.uint8)
+    name = "conv2d_pool"
+    yield Problem(where, f"{name}_forward", (x, w, (o,)), {"activation": "relu"})
+    yield Problem(where, f"{name}_backward_input", (y, mask, w), {"input_size": (size, size)})
+    yield Problem(where, f"{name}_backward_weight", (y, mask, x), {"kernel_size": (3, 3)})
+
+
+def _unpooled_convolution(
+    where: str, n: int, c: int, o: int, size: int, p: int
+) -> Iterator[Problem]:
+    """Unpooling, convolution and ReLU in one."""
+    x, w, y = (n, c, size // 2, size // 2), (o, c, 3, 3), (n, o, *2 * (size + 2 * p - 2,))
+    mask = np.random.default_rng(size).integers(0, 4, x, np.uint8)
+    name, pad = "unpool_conv2d", {"size": (size, size), "padding": (p, p)}
+    yield Problem(where, f"{name}_forward", (x, mask, w, (o,)), {**pad, "activation": "relu"})
+    yield Problem(where, f"{name}_backward_input", (y, mask, w), pad)
+    yield Problem(where, f"{name}_backward_weight", (y, x, mask), {**pad, "kernel_size": (3, 3)})
+
+
 def _pools(n: int, side: int) -> Iterator[Problem]:
     window = {"kernel_size": (2, 2), "stride": (2, 2)}
     for number, channels, size in ((1, 12, side - 4), (2, 24, (side - 4) // 2 - 2)):
@@ -104,9 +133,12 @@ def _pools(n: int, side: int) -> Iterator[Problem]:
 
 
 def _linear(where: str, n: int, i: int, o: int) -> Iterator[Problem]:
-    yield Problem(where, "linear_forward", ((n, i), (o, i), (o,)), {"activation": None})
-    yield Problem(where, "linear_backward_input", ((n, o), (o, i)), {})
-    yield Problem(where, "linear_backward_weight", ((n, o), (n, i)), {})
+    for precision in PRECISIONS:
+        named = where if precision == "float32" else f"{where}, {precision}"
+        options = {"precision": precision}
+        yield Problem(named, "linear_forward", ((n, i), (o, i), (o,)), options)
+        yield Problem(named, "linear_backward_input", ((n, o), (o, i)), options)
+        yield Problem(named, "linear_backward_weight", ((n, o), (n, i)), options)
     yield Problem(where, "linear_backward_bias", ((n, o),), {})
 
 

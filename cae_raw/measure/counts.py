@@ -100,7 +100,10 @@ class Sketch:
 
 
 class _Sketching(CudaBackend):
-    """A device on which nothing runs."""
+    """A device on which nothing runs; kernels that are cut to fit one are cut for an H200."""
+
+    multiprocessors = 132
+    shared_limit = 227 << 10
 
     def __init__(self) -> None:
         runtime = SimpleNamespace(getDevice=lambda: 0)
