@@ -6,21 +6,24 @@ import warnings
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+from cae_raw.pictures.curves import quiet_matplotlib
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of this size in inches, laid out so that nothing overlaps."""
-    from matplotlib.figure import Figure
+    with quiet_matplotlib():
+        from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+        return Figure(figsize=(width, height), layout="constrained")
 
 
 def figure_png(figure: Figure, dpi: int = 100) -> bytes:
     """The figure as a PNG file's bytes, the same for the same figure."""
     buffer = BytesIO()
-    with warnings.catch_warnings():
+    with quiet_matplotlib(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a name that the font cannot write
         figure.savefig(
             buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None}
