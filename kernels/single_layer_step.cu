@@ -54,7 +54,7 @@
 //     and 3; without tiles, one word per multiply-add, for 4 times as long as they take.
 //   - Weight gradients in registers for a whole piece: no atomics, and not the sum over warps after
 //     each image, which would add 12 % to stage 3.
-//   - tanh in 6 instructions instead of about 20 (`bounded_tanh`): 9 % of a step.
+//   - tanh in 6 instructions instead of about 20 (`bounded_tanh`): 8 % of a step.
 //   - 2 launches instead of 16: 20 to 40 us of a small batch.
 
 #include "common.cuh"
