@@ -131,11 +131,11 @@ struct ToMap {
     for (int t = 0; t < PER_THREAD; ++t) {
       if (channel + t >= channels) break;
       const float bias = b ? b[channel + t] : 0.0f;
-      const long long first = (map + channel + t) * height * width;
+      // The address of the first output; the others are whole rows further.
+      long long at = ((map + channel + t) * height + row) * width + column;
 #pragma unroll
-      for (int k = 0; k < PIXELS; ++k) {
+      for (int k = 0; k < PIXELS; ++k, at += width) {
         if (row + k < height) {
-          const long long at = first + (long long)(row + k) * width + column;
           float v = activate(sum[t][k] + bias, activation);
           // A product, not a choice, so that a NaN is seen even where the unit is off.
           if (gate) v *= gate[at] > 0.0f ? 1.0f : 0.0f;
