@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cae_raw import __version__, app_bench, app_data, app_models, app_use
+from cae_raw import __version__, app_bench, app_data, app_models, app_reports, app_use
 from cae_raw.app_options import DataDir, Device, Json, RunsDir, Threads, path_of, print_json
 from cae_raw.commands import shell
 
@@ -277,6 +277,8 @@ def evaluate_command(
 
 
 app.command("show")(app_models.show_command)
+app.command("compare")(app_reports.compare_command)
+app.command("report")(app_reports.report_command)
 app.command("reconstruct")(app_models.reconstruct_command)
 app.command("encode")(app_models.encode_command)
 app.command("decode")(app_models.decode_command)

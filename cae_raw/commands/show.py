@@ -17,6 +17,7 @@ from cae_raw.commands.options import check_threads
 from cae_raw.commands.shell import one_line
 from cae_raw.commands.split_choice import check_split_options, choose_dataset
 from cae_raw.data.access import find_image, find_split
+from cae_raw.data.base import Dataset
 from cae_raw.data.image_file import load_image
 from cae_raw.errors import InputError, unknown_name
 from cae_raw.fit import fit, with_size
@@ -94,7 +95,7 @@ def show(
         epoch=loaded.state.get("epoch"),
     )
     folder = out or (found.pictures if found else DEFAULT_OUT)
-    _make(folder)
+    make_folder(folder)
     what = "" if shown.images is None else f"; maps and output of {one_line(shown.name)}"
     print(f"model: {title}, epoch {view.epoch}{what}", file=say)
     for note in shown.notes:
@@ -128,9 +129,14 @@ def _check_choice(
     for option, value in others.items():
         if image is not None and value is not None:
             raise InputError(f"--image and {option} both name an image: give one of them")
+    check_index(index)
+    check_split_options(None, split or "test", None)
+
+
+def check_index(index: int | None) -> None:
+    """Raise InputError unless an image can have this number."""
     if index is not None and not 0 <= index < 2**31:
         raise InputError(f"--index must be from 0 to {2**31 - 1}, not {str(index)[:30]}")
-    check_split_options(None, split or "test", None)
 
 
 def _from_file(model: Autoencoder, path: Path) -> Shown:
@@ -157,8 +163,19 @@ def _from_split(
     data_dir: Path | None,
     cache_dir: Path | None,
 ) -> Shown:
-    """The chosen image of the run's data set, and before others the first ones of its split."""
+    """The chosen image of the run's data set, and others of its split."""
     dataset, _ = choose_dataset(None, data_dir, None, loaded, model, sys.stderr, cache_dir)
+    return choose_images(model, dataset, index, class_name, split_name)
+
+
+def choose_images(
+    model: Autoencoder, dataset: Dataset, index: int, class_name: str | None, split_name: str
+) -> Shown:
+    """The chosen image of a split, and behind it the first ones, as the model takes them.
+
+    Raises:
+        InputError: if there is no such image.
+    """
     split, label = find_split(dataset, split_name), None
     if class_name is not None:
         if not dataset.class_names:
@@ -184,7 +201,8 @@ def _from_split(
     return Shown(np.stack([pixels for pixels, _ in fitted]), words, fitted[0][1])
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Raise InputError unless there is such a folder, or it can be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

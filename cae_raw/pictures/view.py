@@ -20,7 +20,7 @@ from cae_raw.models import Autoencoder
 LONGEST_NAME = 90  # letters of a run's name under a title
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A name as the pictures' font can write it, on one line."""
     plain = "".join(c if c.isprintable() else " " for c in name)
     plain = plain.encode("ascii", "replace").decode()
@@ -75,8 +75,8 @@ class View:
         if images is not None:
             self._check(model, images)
         self.model, self._images = model, images
-        self.focus, self.focus_name = focus, _printable(focus_name)
-        self.name = _printable(name or model.name)
+        self.focus, self.focus_name = focus, printable(focus_name)
+        self.name = printable(name or model.name)
         self.history, self.epoch = list(history), epoch
 
     @staticmethod
@@ -94,6 +94,10 @@ class View:
         if self._images is None:
             raise InputError("no images to show: give at least one")
         return self._images
+
+    @property
+    def has_images(self) -> bool:
+        return self._images is not None
 
     @property
     def heading(self) -> str:

@@ -116,6 +116,26 @@ class RunDir:
         text = "\n".join([*lines, f"epoch: {epoch}", ""])
         atomic_write(self.path / f"{split}_results.txt", text.encode())
 
+    def read_results(self, split: str) -> tuple[Figures, int] | None:
+        """What `write_results` wrote, (figures, epoch); None where there is none.
+
+        Raises:
+            InputError: if it is damaged.
+        """
+        path = self.path / f"{split}_results.txt"
+        try:
+            pairs = [line.split(": ") for line in path.read_text().splitlines()]
+            values = {name: float(value) for name, value in pairs}
+            return Figures(values["half_mse"], values["mse"], values["psnr"]), int(values["epoch"])
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"{path} is damaged: delete it, the run itself does not need it"
+            ) from error
+
 
 def newest_run(runs_dir: Path) -> RunDir | None:
     """The run whose best checkpoint was written last; None when there is none."""
