@@ -84,9 +84,9 @@ def report_command(
     class_name: ClassName = None,
     split: Split = None,
     data_dir: DataDir = None,
-    out: Annotated[
-        Path, typer.Option(parser=path_of, metavar="FILE", help="The page.")
-    ] = Path("report.html"),
+    out: Annotated[Path, typer.Option(parser=path_of, metavar="FILE", help="The page.")] = Path(
+        "report.html"
+    ),
     runs_dir: RunsDir = Path("runs"),
     device: Device = "auto",
     threads: Threads = None,

@@ -48,6 +48,10 @@ def flip_a_bit(path: str) -> None:
     Path(path).write_bytes(data)
 
 
+def two_runs() -> None:
+    shutil.copytree(RUN, "runs/single-layer/another")
+
+
 def web_pages() -> None:
     Path("data").mkdir()
     for name, rank in zip(MNIST, (3, 1, 3, 1), strict=True):
@@ -265,6 +269,30 @@ TABLE = (
             shutil.rmtree(f"{RUN}/train"),
             Path(f"{RUN}/train").write_text("notes"),
         ),
+    ),
+    # --- comparing runs
+    Row(
+        "one run only",
+        f"compare {RUN}",
+        f"{RUN} is one run only: name others to compare it with, or look at it with `cae-raw show`",
+    ),
+    Row(
+        "a run stopped in its first epoch",
+        f"compare {RUN} {RUN}",
+        f"{RUN} holds no best.safetensors: train it for an epoch at least",
+        prepare=lambda: Path(RUN, "best.safetensors").unlink(),
+    ),
+    Row(
+        "a folder without runs",
+        "report photos",
+        "photos is no run and holds none: name the folder of a run",
+        prepare=lambda: Path("photos").mkdir(),
+    ),
+    Row("", "report --out runs", "--out runs is a folder: name a file, as runs/report.html"),
+    Row(
+        "",
+        "report --out no/report.html",
+        "cannot write no/report.html: No such file or directory",
     ),
     # --- images
     Row(
@@ -511,6 +539,30 @@ MORE = (
     Row("", "show --split all", "unknown split 'all': choose one of test, train, validation"),
     Row("", "show --data-dir .", "shapes are drawn, not read from --data-dir: ..."),
     Row("", "show --threads 0", "--threads must be at least 1, not 0"),
+    Row("", "compare", "Missing argument 'RUN...'; see `cae-raw compare --help`"),
+    Row("", "compare none", "there is no run none: train one, or name the folder of another"),
+    Row("", "compare photo.png", "photo.png is a file: name the folder of a run, such as ."),
+    Row("", f"compare {RUN} ''", "Invalid value for 'RUN...': a path cannot be empty; ..."),
+    *(
+        Row("", f"{words} --out {place}", "cannot ... photo.png...", prepare=two_runs)
+        for words, place in (("compare runs", "photo.png"), ("report", "photo.png/a.html"))
+    ),
+    Row("", "compare runs --csv no/a.csv", "cannot write no/a.csv: ...", prepare=two_runs),
+    Row("", "compare runs --data-dir .", "shapes are drawn, not ...", prepare=two_runs),
+    Row("", "compare runs --class zebra", "unknown class 'zebra': ...", prepare=two_runs),
+    Row("", "compare runs --index 20", "--index 20: the test split of ...", prepare=two_runs),
+    Row("", "report --index -1", "--index must be from 0 to 2147483647, not -1"),
+    Row("", "report --split all", "unknown split 'all': choose one of test, train, validation"),
+    Row("", "report --class zebra", "unknown class 'zebra': choose one of ..."),
+    Row("", "report --data-dir .", "shapes are drawn, not read from --data-dir: ..."),
+    Row("", "report --threads 0", "--threads must be at least 1, not 0"),
+    Row("", "report --runs-dir none", "no run under none: train one with `cae-raw train`, or ..."),
+    Row(
+        "",
+        "report",
+        f"{RUN}/metrics.csv is damaged: delete it, the run itself does not need it",
+        prepare=lambda: Path(RUN, "metrics.csv").write_text("epoch,step\n1,x\n"),
+    ),
     Row("", "train --images-every -1", "--images-every must be at least 0, not -1"),
     Row("", f"train --images-every {'9' * 400}", "--images-every must be at most 2147483647, ..."),
     Row("", "train --no-tensorboard --images-every 2", "--images-every has no effect with ..."),

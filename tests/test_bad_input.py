@@ -26,7 +26,10 @@ from cae_raw.errors import InputError
 from cae_raw.training import checkpoint
 from cae_raw.training.run_dir import RunDir
 
-ON_A_DEVICE = ("evaluate", "show", "reconstruct", "encode", "decode", "classify", "score")
+ON_A_DEVICE = (
+    *("evaluate", "show", "compare", "report", "reconstruct", "encode", "decode"),
+    *("classify", "score"),
+)
 
 
 @pytest.fixture(scope="module")

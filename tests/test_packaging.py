@@ -85,6 +85,9 @@ def test_the_wheel_holds_every_source_kernel_and_model(wheel: Path) -> None:
     for path in (ROOT / "cae_raw").rglob("*.py"):
         assert held[path.relative_to(ROOT).as_posix()] == path.read_bytes()
     assert "cae_raw/py.typed" in held
+    for name in ("template.html", "page.css", "page.js"):
+        path = ROOT / "cae_raw/report" / name
+        assert held[f"cae_raw/report/{name}"] == path.read_bytes()
     for name in PRETRAINED.values():
         assert len(held[f"cae_raw/pretrained/{name}"]) > 1000
     entry_points = held[f"cae_raw-{__version__}.dist-info/entry_points.txt"].decode()

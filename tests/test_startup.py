@@ -45,6 +45,8 @@ def loaded(*words: str) -> set[str]:
         ("train", "--nonsense"),
         ("reconstruct",),
         ("show", "--help"),
+        ("compare", "--help"),
+        ("report", "--help"),
         ("data", "convert", "--help"),
         ("bench", "--help"),
     ],

@@ -10,7 +10,7 @@ from cae_raw.backends import choose_backend
 from cae_raw.commands.options import check_threads
 from cae_raw.commands.run_images import Choice, view_of
 from cae_raw.commands.shell import one_line
-from cae_raw.commands.show import make_folder
+from cae_raw.commands.show import Shown, make_folder
 from cae_raw.errors import InputError
 from cae_raw.files import atomic_write
 from cae_raw.pictures.curves import curves_chart
@@ -65,8 +65,9 @@ def compare(
     ]
     if images is not None:
         with threadpool_limits(threads, user_api="blas"):
-            views = [view_of(run, name, images, backend) for run, name in zip(runs, names, strict=True)]
-            count = len(images.images)
+            pairs = zip(runs, names, strict=True)
+            views = [view_of(run, name, images, backend) for run, name in pairs]
+            count = len(views[0].images)
             words = f"{count} images of the {choice.split} split, {images.name} before others"
             picture = reconstructions_picture(names, views, words)
         path = folder / "reconstructions.png"
@@ -80,13 +81,14 @@ def compare(
     }
 
 
-def _images(runs: Sequence[Trained], choice: Choice) -> tuple[Any, str | None]:
+def _images(runs: Sequence[Trained], choice: Choice) -> tuple[Shown | None, str | None]:
     """Images for all runs, or why there are none."""
     if len(by_images(runs, choice.split)) > 1:
         return None, "reconstructions are left out: these runs do not take the same images"
     shown = choice.of(runs, alone=True)
     if isinstance(shown, str):
         return None, f"reconstructions are left out: {shown}"
+    assert shown.images is not None
     return shown._replace(images=shown.images[:MOST]), None
 
 

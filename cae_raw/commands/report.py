@@ -29,7 +29,7 @@ from cae_raw.report.table import notes, rows
 from cae_raw.training.loading import find_run
 
 LARGEST_PAGE = 3_000_000  # bytes
-FOR_THE_REST = 300_000  # of these, for what is no picture and grows with the number of runs
+AROUND = 700  # bytes, with a picture: its description, twice
 LEAST = 250_000  # bytes for the pictures of one run, while there are any left
 STRIP_PIXELS = 192  # of an image's longer side, beyond which it is shown reduced
 
@@ -55,17 +55,17 @@ def report(
     found, left_out = find_runs(paths or [find_run(None, runs_dir).path])
     runs = read_runs(found)
     names = labels(runs)
-    maker = _Maker(runs, names, backend, choice, say, list(left_out) + notes(runs))
+    remarks, table = left_out + notes(runs), rows(runs)
+    bare = Page(runs, names, table, remarks).html()
+    maker = _Maker(runs, names, backend, choice, say, remarks, LARGEST_PAGE - len(bare.encode()))
     with threadpool_limits(threads, user_api="blas"):
         maker.look()
-    table = rows(runs)
     page = Page(runs, names, table, maker.notes, maker.groups, maker.figures)
     data = page.html().encode()
     atomic_write(out, data)
     for note in maker.notes:
         print(one_line(note), file=say)
-    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    print(f"{one_line(out)}: {count}, {len(data):,} bytes", file=say)
+    print(f"{one_line(out)}: {_runs(len(runs))}, {len(data):,} bytes", file=say)
     return {"report": str(out), "bytes": len(data), "runs": table, "notes": maker.notes}
 
 
@@ -79,9 +79,9 @@ class _Maker:
     choice: Choice
     say: TextIO
     notes: list[str]
+    left: int  # bytes
     groups: list[Group] = field(default_factory=list)
     figures: dict[int, list[Figure]] = field(default_factory=dict)
-    left: int = LARGEST_PAGE - FOR_THE_REST  # bytes
 
     def look(self) -> None:
         """At all runs, those with the same images together."""
@@ -135,11 +135,11 @@ class _Maker:
             packed = None
             if share <= self.left:
                 drawn = list(pictures(view, [name for name in names if name != "curves"]))
-                packed = fitted([picture.image for picture in drawn], share)
+                packed = fitted([picture.image for picture in drawn], share - AROUND * len(drawn))
             if packed is None:
                 without.append(self.names[i])
             else:
-                self.left -= sum(len(image.uri) for image in packed)
+                self.left -= sum(len(image.uri) + AROUND for image in packed)
                 self.figures[i] = [
                     Figure(image, picture.shows)
                     for image, picture in zip(packed, drawn, strict=True)
@@ -147,9 +147,13 @@ class _Maker:
             announcer.tell("runs drawn", done + 1, len(views))
         if without:
             self.notes.append(
-                f"pictures of {len(without)} runs are left out, to keep the page small: make a "
+                f"pictures of {_runs(len(without))} are left out, to keep the page small: make a "
                 "report of fewer runs, or look at them with `cae-raw show`"
             )
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _strip(images: Any, words: Sequence[str]) -> Strip:
@@ -160,4 +164,4 @@ def _strip(images: Any, words: Sequence[str]) -> Strip:
 
 
 def _size(strip: Strip) -> int:
-    return sum(len(image.uri) for image in strip.images)
+    return sum(len(image.uri) + AROUND for image in strip.images)

@@ -64,5 +64,3 @@ def view_of(run: Trained, label: str, shown: Shown | None, backend: Backend) -> 
         history=run.history,
         epoch=run.best.epoch,
     )
-
-

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
 from math import isfinite
+from pathlib import Path
 from string import Template
 from typing import Any
 
 from cae_raw import __version__
 from cae_raw.commands.shell import one_line
 from cae_raw.pictures.curves import COLOURS, run_colour
-from cae_raw.report.differences import differing, words_of
+from cae_raw.report.differences import PATHS, differing, words_of
 from cae_raw.report.images import decibels
 from cae_raw.report.inline import Inline
 from cae_raw.report.runs import Trained
@@ -120,8 +121,8 @@ class Page:
 
     def _figures_section(self) -> str:
         columns = differing(self.runs) if len(self.runs) > 1 else {}
-        heads = [("run", "run"), *((name, name) for name in columns)]
-        heads += [(name, column.title) for name, column in COLUMNS.items()]
+        heads = [("run", "run"), *((name, column.title) for name, column in COLUMNS.items())]
+        heads += [(name, name) for name in columns]
         head = "".join(
             f'<th scope="col" data-column="{name}">'
             f'<button type="button" disabled>{said(words)}</button></th>'
@@ -133,10 +134,11 @@ class Page:
                 f'<th scope="row" data-value="{said(label)}">{swatch(i)}'
                 f'<a href="#run-{i}">{said(label)}</a></th>'
             ]
-            for values in columns.values():
-                value = "" if values[i] is None else str(values[i])
-                cells.append(f'<td data-value="{said(value)}">{said(words_of(values[i]))}</td>')
             cells += [self._cell(name, row) for name in COLUMNS]
+            for name, values in columns.items():
+                value = "" if values[i] is None else str(values[i])
+                words = Path(value).name if name in PATHS and value else words_of(values[i])
+                cells.append(f'<td data-value="{said(value)}">{said(words)}</td>')
             body.append(f"<tr>{''.join(cells)}</tr>")
         notes = "".join(f"<li>{said(note)}</li>" for note in self.notes)
         return (
@@ -156,12 +158,16 @@ class Page:
         return f'<td{best} data-value="{_plain(value)}">{said(shown(name, value))}</td>'
 
     def _is_best(self, name: str, value: float) -> bool:
+        """Whether it reads the same as the best of its column, where runs can be compared by it."""
         values = [row[name] for row in self.table if row[name] is not None]
-        if len(values) < 2 or (name in LOWER_IS_BETTER and more_than_one_range(self.runs)):
-            return False
         if name in HIGHER_IS_BETTER:
-            return bool(value == max(values))
-        return name in LOWER_IS_BETTER and bool(value == min(values))
+            best = max(values)
+        elif name in LOWER_IS_BETTER and not more_than_one_range(self.runs):
+            best = min(values)
+        else:
+            return False
+        written = {shown(name, each) for each in values}
+        return len(written) > 1 and shown(name, value) == shown(name, best)
 
     # --- the curves ---------------------------------------------------------------------------
 
@@ -179,10 +185,12 @@ class Page:
     def _curves_section(self, series: Sequence[Series]) -> str:
         decibels = more_than_one_range(self.runs)
         measure = "PSNR in dB" if decibels else "half_mse"
-        write = (lambda value: f"{value:.2f}") if decibels else (lambda value: f"{value:.4g}")
+        form = ".2f" if decibels else ".4g"
         rows = []
         for i, one in enumerate(series):
-            last = [write(v) if isfinite(v) else "-" for v in (one.train[-1], one.validation[-1])]
+            last = [
+                format(v, form) if isfinite(v) else "-" for v in (one.train[-1], one.validation[-1])
+            ]
             rows.append(
                 f'<tr data-run="{i}"><th scope="row">{swatch(i)}{said(self.labels[i])}</th>'
                 f'<td id="train-{i}">{last[0]}</td><td id="validation-{i}">{last[1]}</td></tr>'
@@ -194,7 +202,7 @@ class Page:
             f"{chart(series, measure, errors=not decibels)}</div>\n"
             '<div class="control scripted-only" id="epoch-control" hidden>'
             '<label for="epoch">Values at epoch <output id="epoch-shown" for="epoch">'
-            f"{last_epoch}</output></label>"
+            "(each run's last)</output></label>"
             f'<input type="range" id="epoch" min="{first}" max="{last_epoch}" '
             f'value="{last_epoch}"></div>\n'
             '<div class="scroll" tabindex="0" role="region" aria-label="Values of the curves">'

@@ -59,9 +59,7 @@ class Trained:
     def best(self) -> EpochRecord:
         """The epoch that the best checkpoint is of."""
         number = self.checkpoint.state["best_epoch"]
-        return next(
-            (record for record in self.history if record.epoch == number), self.history[-1]
-        )
+        return next((record for record in self.history if record.epoch == number), self.history[-1])
 
     @property
     def final(self) -> EpochRecord:

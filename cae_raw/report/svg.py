@@ -44,10 +44,11 @@ class Axis:
         """Round numbers between the ends, some five to ten of them."""
         if self.log:
             decades = range(floor(log10(self.low)), ceil(log10(self.high)) + 1)
-            steps = (1,) if len(decades) > 6 else (1, 3) if len(decades) > 3 else (1, 2, 5)
+            spread = log10(self.high / self.low)
+            steps = (1,) if spread > 5 else (1, 3) if spread > 3 else (1, 2, 5)
             wanted = [float(f"{step}e{power}") for power in decades for step in steps]
             return [value for value in wanted if self.low <= value <= self.high]
-        rough = (self.high - self.low) / 6
+        rough = (self.high - self.low) / 8
         power = 10.0 ** floor(log10(rough))
         step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough)
         first, last = ceil(self.low / step - 1e-9), floor(self.high / step + 1e-9)
@@ -62,8 +63,9 @@ def thinned(series: Sequence[Series]) -> list[Series]:
         stride = -(-len(one.epochs) // most)
         last = len(one.epochs) - 1
         kept = [i for i in range(last + 1) if i % stride == last % stride]
-        lists = ([values[i] for i in kept] for values in (one.epochs, one.train, one.validation))
-        found.append(Series(one.label, one.colour, *lists))
+        epochs = [one.epochs[i] for i in kept]
+        train, validation = ([values[i] for i in kept] for values in (one.train, one.validation))
+        found.append(Series(one.label, one.colour, epochs, train, validation))
     return found
 
 
@@ -134,9 +136,7 @@ def _grid(x: Axis, y: Axis, measure: str) -> str:
     )
 
 
-def _line(
-    epochs: Sequence[int], numbers: Sequence[float], x: Axis, y: Axis, colour: str
-) -> str:
+def _line(epochs: Sequence[int], numbers: Sequence[float], x: Axis, y: Axis, colour: str) -> str:
     """A line through the numbers that the axis can hold, broken at the others."""
     path, dots, pen = [], [], "M"
     for epoch, number in zip(epochs, numbers, strict=True):

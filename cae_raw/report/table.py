@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from textwrap import wrap
 from typing import Any
 
 from cae_raw.report.differences import differing, hyperparameters, labels, words_of
@@ -46,9 +47,9 @@ COLUMNS = {
         "best validation half_mse", _error, lambda run: run.best.validation_half_mse
     ),
     "best_validation_psnr": Column(
-        "its PSNR, dB", _decibels, lambda run: run.psnr(run.best.validation_half_mse)
+        "best validation PSNR, dB", _decibels, lambda run: run.psnr(run.best.validation_half_mse)
     ),
-    "best_epoch": Column("its epoch", _whole, lambda run: run.best.epoch),
+    "best_epoch": Column("best epoch", _whole, lambda run: run.best.epoch),
     "final_train_half_mse": Column(
         "final train half_mse", _error, lambda run: run.final.train_half_mse
     ),
@@ -56,7 +57,7 @@ COLUMNS = {
         "final validation half_mse", _error, lambda run: run.final.validation_half_mse
     ),
     "final_validation_psnr": Column(
-        "its PSNR, dB", _decibels, lambda run: run.psnr(run.final.validation_half_mse)
+        "final validation PSNR, dB", _decibels, lambda run: run.psnr(run.final.validation_half_mse)
     ),
     "test_half_mse": Column(
         "test half_mse", _error, lambda run: run.test.half_mse if run.test else None
@@ -71,6 +72,7 @@ COLUMNS = {
     ),
     "parameters": Column("parameters", _whole, lambda run: run.model.parameters.size),
 }
+TITLE_WIDTH = 11  # letters, in a terminal
 IN_A_TERMINAL = (  # what fits beside names
     *("best_validation_half_mse", "best_validation_psnr", "best_epoch", "final_train_half_mse"),
     *("final_validation_half_mse", "test_half_mse", "test_psnr", "images_per_second", "seconds"),
@@ -122,8 +124,10 @@ def as_lines(table: Sequence[Mapping[str, Any]]) -> list[str]:
     cells = [["", *(COLUMNS[name].title for name in IN_A_TERMINAL)]]
     for row in table:
         cells.append([row["label"], *(shown(name, row[name]) for name in IN_A_TERMINAL)])
-    head = [_two_lines(title) for title in cells[0]]
-    body = [[first for first, _ in head], [second for _, second in head], *cells[1:]]
+    heads = [wrap(title, TITLE_WIDTH) for title in cells[0]]
+    height = max(map(len, heads))
+    heads = [[""] * (height - len(lines)) + lines for lines in heads]
+    body = [*map(list, zip(*heads, strict=True)), *cells[1:]]
     widths = [max(len(row[i]) for row in body) for i in range(len(cells[0]))]
     return [
         "  ".join(
@@ -137,11 +141,6 @@ def as_lines(table: Sequence[Mapping[str, Any]]) -> list[str]:
 def shown(name: str, value: float | None) -> str:
     """A figure of a column for people."""
     return "-" if value is None else COLUMNS[name].write(value)
-
-
-def _two_lines(title: str) -> tuple[str, str]:
-    first, _, last = title.rpartition(" ")
-    return first, last
 
 
 def notes(runs: Sequence[Trained]) -> list[str]:
