@@ -55,11 +55,11 @@ def compare(
     for line in [*as_lines(table), *remarks]:
         print(one_line(line), file=say)
 
-    folder = out or DEFAULT_OUT
-    make_folder(folder)
     if csv_file is not None:
         atomic_write(csv_file, as_csv(table, list(columns)))
         print(f"{one_line(csv_file)}: the table", file=say)
+    folder = out or DEFAULT_OUT
+    make_folder(folder)
     pictures = [
         _save(folder / "curves.png", _curves(runs, names), "errors over epochs of all runs", say)
     ]

@@ -27,6 +27,7 @@ LOWER_IS_BETTER = (
     *("best_validation_half_mse", "final_train_half_mse", "final_validation_half_mse"),
     "test_half_mse",
 )
+ENLARGE = '<p class="faint">A click on a picture makes it large.</p>\n'
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,8 @@ class Page:
     def _is_best(self, name: str, value: float) -> bool:
         """Whether it reads the same as the best of its column, where runs can be compared by it."""
         values = [row[name] for row in self.table if row[name] is not None]
+        if len({run.data_key("validation") for run in self.runs}) > 1:
+            return False
         if name in HIGHER_IS_BETTER:
             best = max(values)
         elif name in LOWER_IS_BETTER and not more_than_one_range(self.runs):
@@ -248,16 +251,17 @@ class Page:
             for name, value in facts.items()
         )
         figures = "\n".join(
-            f'<figure><img src="{figure.image.uri}" width="{figure.image.width}" '
-            f'height="{figure.image.height}" alt="{said(figure.shows)}">'
+            f'<figure id="picture-{i}-{k}"><a href="#picture-{i}-{k}">'
+            f'<img src="{figure.image.uri}" width="{figure.image.width}" '
+            f'height="{figure.image.height}" alt="{said(figure.shows)}"></a>'
             f"<figcaption>{said(figure.shows)}</figcaption></figure>"
-            for figure in self.figures.get(i, ())
+            for k, figure in enumerate(self.figures.get(i, ()))
         )
         return (
             "<details><summary>Hyper-parameters</summary>\n"
             '<div class="scroll" tabindex="0" role="region" aria-label="Hyper-parameters">'
             f"<table><tbody>{lines}</tbody></table></div></details>\n"
-            + (f'<div class="figures">\n{figures}\n</div>' if figures else "")
+            + (ENLARGE + f'<div class="figures">\n{figures}\n</div>' if figures else "")
         )
 
 
