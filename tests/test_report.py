@@ -217,6 +217,14 @@ def test_pictures_become_smaller_until_they_fit() -> None:
     assert fitted(noise, 1000) is None and fitted([], 0) == []
 
 
+def test_colours_that_mean_numbers_are_not_changed(here: Here) -> None:
+    (run,) = read(FIRST)
+    (picture,) = pictures(View(run.model, None), ["encoder_filters"])
+    packed = fitted([picture.image], 200_000)
+    assert packed is not None
+    np.testing.assert_array_equal(pixels(packed[0].uri), picture.array())
+
+
 def test_small_images_keep_every_pixel() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     np.testing.assert_array_equal(pixels(exact(Image.fromarray(noise)).uri), noise)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cae_raw.backends import Backend
-from cae_raw.commands.data import load_data
+from cae_raw.commands.data import cache_near, load_data
 from cae_raw.commands.show import Shown, check_index, choose_images
 from cae_raw.commands.split_choice import check_split_options
 from cae_raw.errors import InputError
@@ -44,7 +44,9 @@ class Choice:
         recorded = first.config.data_dir is not None or first.config.dataset == "shapes"
         data_dir = self.data_dir if alone or not recorded else None
         try:
-            dataset = load_data(first.config, data_dir, sys.stderr)
+            dataset = load_data(
+                first.config, data_dir, sys.stderr, cache_near(first.path.parent, first.path)
+            )
             check_same_data(first.data, dataset, first.path)
         except InputError as error:
             if data_dir is not None:

@@ -6,7 +6,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cae_raw.pictures.save import png_bytes
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 STEPS = ((1600, 82), (1300, 80), (1100, 72), (900, 65), (720, 55))  # width in pixels, WebP quality
-COLOURS = 64  # of a picture with a palette
 SMALL = 64  # pixels of an image's longer side, up to which it is kept as it is
 
 
@@ -47,25 +46,27 @@ def exact(image: Image) -> Inline:
     """A small image with every pixel as it is; a larger one nearly so."""
     if max(image.size) <= SMALL:
         return Inline(_uri(png_bytes(image, compress_level=9), "png"), *image.size)
-    return Inline(_uri(_webp(image, 90), "webp"), *image.size)
+    return Inline(_uri(_webp(image, quality=90), "webp"), *image.size)
 
 
 def _packed(picture: Image, width: int, quality: int) -> Inline:
-    """In the smaller of two formats: one is good at flat colours, one at photographs."""
+    """Without loss, which flat colours need little for, or with, where photographs make it less.
+
+    Colours that mean numbers stay what they are; a palette would change them.
+    """
     from PIL import Image
 
     if picture.width > width:
         size = (width, max(1, round(picture.height * width / picture.width)))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
-    flat = png_bytes(picture.quantize(COLOURS, dither=Image.Dither.NONE), compress_level=9)
-    photo = _webp(picture, quality)
-    data, kind = (flat, "png") if len(flat) <= len(photo) else (photo, "webp")
-    return Inline(_uri(data, kind), *picture.size)
+    lossless = _webp(picture, lossless=True, quality=50, method=2)
+    lossy = _webp(picture, quality=quality)
+    return Inline(_uri(min(lossless, lossy, key=len), "webp"), *picture.size)
 
 
-def _webp(picture: Image, quality: int) -> bytes:
+def _webp(picture: Image, **options: Any) -> bytes:
     buffer = BytesIO()
-    picture.save(buffer, "WEBP", quality=quality)
+    picture.save(buffer, "WEBP", **options)
     return buffer.getvalue()
 
 
