@@ -5,72 +5,27 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterator
 from math import log10
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import pytest
-from cli_runner import TRAIN, Here, isolate
+from cli_runner import Here
 from PIL import Image
+from report_cases import CPU, FIRST, SECOND, SINGLE, here, read, rewrite, trained
 
-from cae_raw.app import main
 from cae_raw.pictures.curves import COLOURS, curves_chart, run_colour
 from cae_raw.pictures.view import View
 from cae_raw.report import differences
 from cae_raw.report.differences import differing, labels
 from cae_raw.report.images import by_images, reconstructions_picture
-from cae_raw.report.runs import Trained, find_runs, read_runs
+from cae_raw.report.runs import find_runs
 from cae_raw.report.table import duration
 from cae_raw.training.run_dir import RunDir
 from cae_raw.training.trainer import EpochRecord
 
-SINGLE = Path("runs/single-layer")
-FIRST = SINGLE / "shapes_adam_lr=0.001_b=16_f=2"
-SECOND = SINGLE / "shapes_adam_lr=0.01_b=16_f=2"
-CPU = ("--device", "cpu")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of the single-layer model, of 1 and of 3 epochs, and one of a deep model."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        isolate(patch, folder)
-        for words in (
-            TRAIN,
-            (*TRAIN, "--lr", "0.01", "--epochs", "3"),
-            (*TRAIN[:5], "--model", "deep", "--code-size", "4"),
-        ):
-            with pytest.raises(SystemExit) as end:
-                main([*words, "--no-tensorboard"])
-            assert end.value.code == 0
-    return folder
-
-
-@pytest.fixture
-def here(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> Iterator[Here]:
-    folder = tmp_path / "here"
-    shutil.copytree(trained, folder)
-    isolate(monkeypatch, folder)
-    yield Here(capsys)
-
-
-def read(*paths: Path) -> list[Trained]:
-    return read_runs(find_runs(paths)[0])
-
-
-def rewrite(run: Path, **changes: Any) -> None:
-    """Make the run's checkpoint say that it was trained otherwise."""
-    from cae_raw.training import checkpoint
-
-    saved = checkpoint.load(run / "best.safetensors")
-    saved.config["train"] |= changes
-    checkpoint.save(run / "best.safetensors", saved)
+__all__ = ["here", "trained"]  # fixtures
 
 
 def test_figures_are_those_of_the_metrics(here: Here) -> None:

@@ -17,7 +17,7 @@ import pytest
 from cli_runner import Here
 from html_check import Checked, check_page
 from PIL import Image
-from test_compare import CPU, FIRST, SECOND, SINGLE, here, read, rewrite, trained
+from report_cases import CPU, FIRST, SECOND, SINGLE, here, read, rewrite, trained
 
 from cae_raw.pictures.figures import FIGURES, pictures
 from cae_raw.pictures.view import View
