@@ -82,6 +82,20 @@ def train_command(
             "--resize", help="For --dataset lmdb: bring records of another size to --size."
         ),
     ] = False,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Only the images of these classes, as in airplane,ship or 3,7.  [default: all]",
+        ),
+    ] = None,
+    flip: Annotated[
+        bool,
+        typer.Option(
+            "--flip",
+            help="In each epoch, mirror half of the training images left to right.",
+        ),
+    ] = False,
     model: Annotated[
         str, typer.Option(metavar="NAME", help="single-layer, deep or deep-same.")
     ] = "single-layer",
@@ -91,6 +105,20 @@ def train_command(
     code_size: Annotated[
         int, typer.Option(metavar="N", help="For deep and deep-same: numbers in the code.")
     ] = 1568,
+    input_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH",
+            help="What images are scaled to.  [default: single-layer -1 1, deep 0 1]",
+        ),
+    ] = None,
+    decoder_activation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="For single-layer: tanh, or none for a linear output.  [default: tanh]",
+        ),
+    ] = None,
     loss: Annotated[
         str | None,
         typer.Option(
@@ -132,6 +160,10 @@ def train_command(
     l2_decoder: Annotated[
         bool, typer.Option("--l2-decoder", help="The penalty counts the decoder's weights too.")
     ] = False,
+    sparsity: Annotated[
+        float,
+        typer.Option(metavar="X", help="Adds X times the mean of |code|, over all of its values."),
+    ] = 0.0,
     lr_decay_epochs: Annotated[
         int, typer.Option(metavar="N", help="Lower the learning rate every N epochs; 0: never.")
     ] = 0,
@@ -139,7 +171,8 @@ def train_command(
         float, typer.Option(metavar="X", help="What it is then multiplied by.")
     ] = 0.1,
     seed: Annotated[
-        int, typer.Option(metavar="N", help="Draws the weights and the order of the images.")
+        int,
+        typer.Option(metavar="N", help="Draws weights, order of the images and flips."),
     ] = 0,
     threads: Threads = None,
     device: Device = "auto",
@@ -203,10 +236,13 @@ def train_command(
         val=str(val.resolve()) if val else None,
         channel_order=channel_order,
         resize=resize,
+        classes=None if classes is None else tuple(classes.split(",")),
         model=model,
         filters=filters,
         code_size=code_size,
         precision=precision,
+        input_range=input_range,
+        decoder_activation=decoder_activation,
         loss=loss.replace("-", "_") if loss else None,
         optimizer=optimizer,
         lr=lr,
@@ -216,8 +252,10 @@ def train_command(
         batch_size=batch_size,
         l2_penalty=l2_penalty,
         l2_decoder=l2_decoder,
+        sparsity=sparsity,
         lr_decay_epochs=lr_decay_epochs,
         lr_decay_factor=lr_decay_factor,
+        flip=flip,
         seed=seed,
         limit_train=limit_train,
         comment=comment,

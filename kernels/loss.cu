@@ -1,9 +1,15 @@
-// The squared error, value and gradient in one pass over memory. See cae_raw/ops/loss.py.
+// The squared error, value and gradient in one pass over memory, and the gradient of an L1 term.
+// See cae_raw/ops/loss.py.
 //
 // squared_error: partial[r] = sum of (y - target)^2 over piece r; dy = scale * (y - target)
 //   shapes: y, target, dy: n elements; partial (R) float64, R = ceil(n / PIECE)
 //   constants: THREADS, a multiple of 32; PIECE, elements per partial sum
 //   flops: 4*n
+//   bytes: 12*n
+//   bound: memory
+// l1_backward: dx = dx + scale * sign(x), in place; sign(0) = 0, NaN stays NaN
+//   shapes: x, dx: n elements
+//   flops: 2*n
 //   bytes: 12*n
 //   bound: memory
 //
@@ -30,4 +36,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) squared_error(
     double total = block_sum<THREADS>((double)sum);
     if (threadIdx.x == 0) partial[piece] = total;
   }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) l1_backward(
+    float* __restrict__ dx,       // (n)
+    const float* __restrict__ x,  // (n)
+    long long n, float scale)
+{
+  FOR_EACH(k, n) dx[k] += scale * (x[k] > 0.0f ? 1.0f : x[k] < 0.0f ? -1.0f : x[k]);
 }

@@ -488,6 +488,37 @@ MORE = (
         "photos.lmdb has 1 records, too few to hold some back for validation: ...",
         prepare=database(*good_records(1)),
     ),
+    Row("", "train --sparsity -1", "--sparsity must be at least 0, not -1.0"),
+    Row("", "train --input-range 1 0", "--input-range needs two finite bounds, low before ..."),
+    Row("", "train --input-range 0", "Option '--input-range' requires 2 arguments...; see ..."),
+    Row(
+        "",
+        "train --input-range -2 2",
+        "the decoder's tanh cannot reach all of -2 to 2: choose an input range within -1 to 1, or "
+        "the decoder activation none",
+    ),
+    Row(
+        "",
+        "train --decoder-activation relu",
+        "unknown decoder activation 'relu': choose one of none, tanh",
+    ),
+    Row(
+        "",
+        "train --model deep --decoder-activation tanh",
+        "--decoder-activation needs --model single-layer to have an effect: add that, or omit ...",
+    ),
+    Row("", "train --classes ''", "--classes needs the names of classes, with commas between them"),
+    Row(
+        "",
+        "train --classes rings,cows",
+        "unknown class 'cows' of shapes: choose from circles, rectangles, triangles, ...",
+    ),
+    Row(
+        "",
+        "train --dataset folder --data-dir photos --size 8 --no-cache --classes cats",
+        "the images of folder have no labels to choose classes by: omit --classes",
+        prepare=lambda: [picture(Path(f"photos/{i}.png"), 8, 8, 3) for i in range(9)],
+    ),
     Row("", "train --no-cache", "--no-cache needs --dataset folder to have an effect: ..."),
     Row(
         "",

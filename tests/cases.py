@@ -520,6 +520,14 @@ def _vector(rng: np.random.Generator, p: int) -> np.ndarray:
     return (0.1 * normal(rng, p)).astype(np.float32)
 
 
+def _with_zeros(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Both zeros among other values, where there is room."""
+    x = normal(rng, *shape)
+    x.reshape(-1)[1::5] = 0.0
+    x.reshape(-1)[2::5] = -0.0
+    return x
+
+
 def _control(lr: float, t: int) -> np.ndarray:
     return np.array([lr, t, 0, 0], np.float64)
 
@@ -582,6 +590,11 @@ def _training() -> None:
             lambda rng, s=shape: ((normal(rng, *s), normal(rng, *s)), {"scale": 0.37}),
             math.prod(shape),
         )
+        add(
+            "l1_backward",
+            name,
+            lambda rng, s=shape: ((normal(rng, *s), _with_zeros(rng, *s)), {"scale": 0.37}),
+        )
     _classes()
     for p in (0, 1, 257, 10007):
         for penalised in (False, True):
@@ -640,6 +653,19 @@ def _training() -> None:
         "signed": {"scale": 2 / 255, "shift": -1.0},
         "unit": {"scale": 1 / 255, "shift": 0.0},
     }
+    for n, image in ((5, (3, 7, 5)), (1, (1, 1, 1)), (0, (1, 4, 4)), (13, (3, 8, 32)), (4, (2, 3))):
+        add(
+            "gather_flipped",
+            f"{n}x{'x'.join(map(str, image))}",
+            lambda rng, n=n, image=image: (
+                (
+                    rng.integers(0, 256, (9, *image)).astype(np.uint8),
+                    rng.integers(0, 9, n).astype(np.int64),
+                    (np.arange(n) % 3 != 1).astype(np.uint8),
+                ),
+                {},
+            ),
+        )
     for name, scaling in scalings.items():
         for n, image in ((5, (3, 7, 5)), (1, (1, 1, 1)), (0, (1, 4, 4)), (13, (3, 32, 32))):
             add(

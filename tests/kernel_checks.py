@@ -28,10 +28,13 @@ EPS32 = float(np.finfo(np.float32).eps)
 # What only moves or selects values, or rounds in a prescribed way, has no error at all.
 EXACT = {
     "relu_forward", "relu_backward", "pad2d_forward", "pad2d_backward", "maxpool_forward",
-    "mask_gather", "gather",
+    "mask_gather", "gather", "gather_flipped", "l1_backward",
 }  # fmt: skip
 # The arguments an operation may write to, by position.
-WRITES = {"sgd_step": (0, 2, 3), "adam_step": (0, 2, 3, 4), "single_layer_forward": (6, 7)}
+WRITES = {
+    "l1_backward": (0,), "sgd_step": (0, 2, 3), "adam_step": (0, 2, 3, 4),
+    "single_layer_forward": (6, 7),
+}  # fmt: skip
 
 MANY_BLOCKS = 37
 

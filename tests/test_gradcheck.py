@@ -121,6 +121,13 @@ def test_a_gradient_added_instead_of_written_fails(monkeypatch: pytest.MonkeyPat
     assert np.isnan(failed[0].error)
 
 
+@pytest.mark.parametrize("model", ["single-layer", "deep"])
+def test_a_missing_l1_term_fails(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OPS["l1_backward"], "reference", lambda *_, **__: None)
+    failed = {check.what for check in gradcheck.run(model) if not check.passed}
+    assert {"input", "0.weight", "0.bias"} <= failed
+
+
 def test_a_missing_penalty_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     right = OPS["sgd_step"].reference
     monkeypatch.setattr(

@@ -150,6 +150,10 @@ FAULTS = [
     Fault("fused-multiply-add", "batch.cu",
           "__fadd_rn(__fmul_rn((float)data[image * L + at], scale), shift)",
           "fmaf((float)data[image * L + at], scale, shift)", "gather", "signed-13x3x32x32"),
+    Fault("mirrored-upside-down", "batch.cu", "at + W - 1 - 2 * (at % W)", "L - 1 - at",
+          "gather_flipped", "5x3x7x5"),
+    Fault("sign-of-zero", "loss.cu", "x[k] < 0.0f ? -1.0f : x[k]", "-1.0f",
+          "l1_backward", "prime"),
     # Height and width exchanged.
     Fault("stage-height-width", "conv2d_tiles.cuh",
           "h < source.height && v < source.width", "h < source.width && v < source.height",

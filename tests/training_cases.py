@@ -79,7 +79,7 @@ def losses(
     rng = np.random.default_rng(3)
     found: list[float] = []
     first = np.empty(0)
-    with Engine(model, images.shape[1:]) as engine:
+    with Engine(model, images.shape[1:], sparsity=config.sparsity) as engine:
         placed = backend.asarray(images)
         for _ in range(steps):
             total = engine.step(placed, rng.permutation(len(images))[:batch])

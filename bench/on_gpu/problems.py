@@ -152,6 +152,8 @@ def _elementwise(n: int, side: int) -> Iterator[Problem]:
         yield Problem(where, f"{name}_backward", (shape, shape), {})
     image = (3, side, side)
     yield Problem("deep images", "squared_error", ((n, *image), (n, *image)), {"scale": 0.5})
+    code = (n, 32, side // 2 + 2, side // 2 + 2)
+    yield Problem("CIFAR-10 code", "l1_backward", (code, code), {"scale": 0.5})
     borders = {"borders": (2, 2, 2, 2)}
     yield Problem("deep images", "pad2d_forward", ((n, *image),), borders)
     padded = (n, 3, side + 4, side + 4)
@@ -160,6 +162,8 @@ def _elementwise(n: int, side: int) -> Iterator[Problem]:
     chosen = rng.integers(0, 8 * n, n)
     scaling = {"scale": 2 / 255, "shift": -1.0}
     yield Problem("deep images", "gather", (images, chosen), scaling)
+    flips = rng.integers(0, 2, n, np.uint8)
+    yield Problem("deep images", "gather_flipped", (images, chosen, flips), {})
 
 
 def _classifier(n: int, features: int) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from cae_raw.data import DataOptions, load_dataset
 from cae_raw.data.base import Dataset
+from cae_raw.data.classes import with_classes
 from cae_raw.errors import InputError
 from cae_raw.training.config import TrainConfig
 
@@ -62,6 +63,8 @@ def load_data(
         if must_cache or cache_dir is None or config.dataset != "folder":
             raise
         dataset = load_dataset(config.dataset, replace(options, cache_dir=None))
+    if config.classes is not None:
+        dataset = with_classes(dataset, config.classes, options.progress)
     if config.limit_train is None:
         return dataset
     return replace(dataset, train=dataset.train.limit(config.limit_train))

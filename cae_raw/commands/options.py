@@ -23,6 +23,7 @@ LARGEST = {
     "lr": 1e30,  # float32 ends at 3.4e38
     "eps": 1e30,
     "l2_penalty": 1e30,
+    "sparsity": 1e30,
 }
 MAX_DIGITS = 30  # of a refused value that are shown
 LONGEST_NAME = 200  # bytes in a run's name; file systems allow 255
@@ -78,6 +79,7 @@ def _refuse_without_effect(config: TrainConfig) -> None:
         "channel_order": (config.dataset == "lmdb", "--dataset lmdb"),
         "resize": (config.dataset == "lmdb" and config.size is not None, "--dataset lmdb --size"),
         "filters": (config.model == "single-layer", "--model single-layer"),
+        "decoder_activation": (config.model == "single-layer", "--model single-layer"),
         "code_size": (config.model in DEEP_MODELS, "--model deep or deep-same"),
         "precision": (config.model in DEEP_MODELS, "--model deep or deep-same"),
         "momentum": (config.optimizer == "sgd", "--optimizer sgd"),

@@ -43,6 +43,7 @@ def choose_dataset(
 ) -> tuple[Dataset, Path | None]:
     """The data set of this name; None, or the run's own name, takes it as the run had it.
 
+    A run that was trained on some classes gets the images of these, and `out` says so.
     For `folder`, the images' size is that of the model where it has one and none is given; the
     folder that the images lie in comes second, None for other data sets. Records of `lmdb` are
     resized to `size` where that is given.
@@ -64,4 +65,6 @@ def choose_dataset(
         config = replace(config, size=model.image_size[0])
     folder = data_dir or (Path(config.data_dir) if config.data_dir else None)
     dataset = load_data(config, data_dir, out, cache_dir)
+    if config.classes is not None:
+        print(f"only the classes {', '.join(config.classes)}, as in training", file=out, flush=True)
     return dataset, folder if config.dataset == "folder" else None

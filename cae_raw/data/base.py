@@ -80,6 +80,15 @@ class Split:
             self.in_blocks,
         )
 
+    def choose(self, positions: NDArray[np.int64]) -> Split:
+        """The examples at these positions, as a copy."""
+        return Split(
+            self.images[positions],
+            None if self.labels is None else self.labels[positions],
+            None if self.names is None else tuple(self.names[i] for i in positions.tolist()),
+            self.in_blocks,
+        )
+
 
 def pixels_fingerprint(shape: tuple[int, ...], sha256: str) -> dict[str, Any]:
     """A split's fingerprint from the shape (N, C, H, W) and the SHA-256 of all of its pixels."""

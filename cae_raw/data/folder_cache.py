@@ -86,9 +86,6 @@ class CachedSplit(LmdbSplit):
         """A digest of some records."""
         return str(self._reader.fingerprint()["sha256_of_samples"])
 
-    def keys(self, start: int, stop: int) -> list[bytes]:
-        return self._reader.file.keys(self._first + start, self._first + stop)
-
     def names(self, start: int, stop: int) -> list[str]:
         return [os.fsdecode(key[KEY_DIGITS + 1 :]) for key in self.keys(start, stop)]
 
@@ -96,7 +93,7 @@ class CachedSplit(LmdbSplit):
         return super().labels() if self._labelled else None
 
     def fingerprint(self) -> dict[str, Any]:
-        known = self._sha256.get((self._first, len(self)))
+        known = None if self._chosen is not None else self._sha256.get((self._first, len(self)))
         return pixels_fingerprint(
             (len(self), *self.image_shape), known or _digest_of_pixels(self, lambda *_: None)
         )

@@ -11,10 +11,12 @@ Memory: the batches that are read ahead, and what the process keeps of the mappe
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +65,9 @@ class LmdbSplit:
         self.path, self.threads = path, threads
         self._reader = DatumReader(path, channel_order, resize, progress)
         self._first, self._length = 0, len(self._reader)
+        # Where records were chosen, their numbers, ascending, and labels; all if there are none.
+        self._chosen: Ints | None = None
+        self._chosen_labels = np.empty(0, np.int64)
 
     def __len__(self) -> int:
         return self._length
@@ -86,26 +91,65 @@ class LmdbSplit:
         part._first, part._length = self._first + start, stop - start
         return part
 
+    def choose(self, positions: Ints, labels: Ints) -> LmdbSplit:
+        """The records at these ascending positions of this split, which have these labels."""
+        chosen = copy(self)
+        chosen._chosen = self._records(np.arange(self._first, self._first + len(self)))[positions]
+        chosen._chosen_labels = labels
+        chosen._first, chosen._length = 0, len(positions)
+        return chosen
+
+    def _records(self, positions: Ints) -> Ints:
+        """The numbers of records, by their positions in the database or among those chosen."""
+        return positions if self._chosen is None else self._chosen[positions]
+
+    def _places(self, records: Ints) -> Places:
+        """Where records lie. Numbers that ascend in short steps are looked up in one go."""
+        steps = np.diff(records)
+        cuts = [0, *(np.flatnonzero((steps < 0) | (steps > BLOCK)) + 1).tolist(), len(records)]
+        ranges, which, before = [], [], 0
+        for begin, end in pairwise(cuts):
+            start, stop = int(records[begin]), int(records[end - 1]) + 1
+            ranges.append((start, stop))
+            which.append(records[begin:end] + (before - start))
+            before += stop - start
+        return self._reader.file.places(ranges).at(np.concatenate(which))
+
     def fingerprint(self) -> dict[str, Any]:
         """What tells this data from other data: shape, number, and a digest of some records."""
-        return {**self._reader.fingerprint(), "first": self._first, "used": len(self)}
+        facts = {**self._reader.fingerprint(), "first": self._first, "used": len(self)}
+        if self._chosen is not None:
+            numbers = self._chosen[self._first : self._first + len(self)].astype("<i8")
+            facts["sha256_of_numbers"] = hashlib.sha256(numbers.tobytes()).hexdigest()
+        return facts
 
     def first(self, n: int) -> Batch:
         """The first n images in the order of their keys, or all where there are fewer."""
         n = min(n, len(self))
         images = np.empty((n, *self.image_shape), np.uint8)
         if n:
-            self._reader.read(self._first, self._first + n, images)
+            records = self._records(np.arange(self._first, self._first + n))
+            self._reader.gather(records, self._places(records), images)
             self._reader.file.check_unchanged()
         return images
 
     def names(self, start: int, stop: int) -> list[str]:
         """The keys of records start to stop, as text."""
-        return self._reader.names(self._first + start, self._first + stop)
+        return [key.decode("utf-8", "backslashreplace") for key in self.keys(start, stop)]
+
+    def keys(self, start: int, stop: int) -> list[bytes]:
+        """The same as they are stored."""
+        file, first = self._reader.file, self._first
+        if self._chosen is None:
+            return file.keys(first + start, first + stop)
+        records = self._chosen[first + start : first + stop].tolist()
+        return [key for record in records for key in file.keys(record, record + 1)]
 
     def labels(self) -> NDArray[np.int64] | None:
         """All labels, int64 (len(self),), if there are any; this reads all of the records."""
         end = self._first + len(self)
+        if self._chosen is not None:
+            return self._chosen_labels[self._first : end]
         parts = [
             self._reader.labels(start, min(start + BLOCK, end))
             for start in range(self._first, end, BLOCK)
@@ -182,7 +226,8 @@ class LmdbSplit:
         if former is not None:
             file.give_back(former.ranges, int(former.places.size.sum()))
         file.check_unchanged()
-        places = file.places(window.blocks)
+        records = self._records(window.numbers())
+        places = self._places(records)
         ranges, at = [], 0
         for start, stop in window.blocks:
             block = places.at(slice(at, at + stop - start))
@@ -192,7 +237,7 @@ class LmdbSplit:
             for begin, end in ranges:
                 file.want(begin, end)
         order = window.order()
-        return _Located(window.numbers()[order], places.at(order), ranges)
+        return _Located(records[order], places.at(order), ranges)
 
     def _gather(self, located: Future[_Located], first: int, rows: Batch) -> None:
         numbers, places, _ = located.result()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 ORDER_STREAM = 1
 SHAPES_STREAM = 2
 STREAMING_STREAM = 3
+FLIP_STREAM = 4
 
 _MASK = 2**64 - 1
 
@@ -31,6 +32,15 @@ def random_words(stream: int, seed: int, index: int, count: int) -> NDArray[np.u
 def uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Floats in [0, 1) from the top 53 bits of each word; exact, no rounding."""
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def epoch_flips(n: int, seed: int, epoch: int) -> NDArray[np.uint8]:
+    """Which of n examples are mirrored in an epoch, by their position in it: uint8 (n,), 0 or 1.
+
+    A pure function of its arguments, the same everywhere: the top bit of one random word each.
+    """
+    words = random_words(FLIP_STREAM, seed, epoch, n)
+    return (words >> np.uint64(63)).astype(np.uint8)
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -19,7 +19,9 @@ from cae_raw.errors import InputError
 Floats = NDArray[np.floating[Any]]
 
 
-def scale_and_shift(value_range: tuple[float, float]) -> tuple[float, float]:
+def scale_and_shift(
+    value_range: tuple[float, float], name: str = "a value range"
+) -> tuple[float, float]:
     """(scale, shift) for a range (low, high).
 
     Raises:
@@ -27,7 +29,7 @@ def scale_and_shift(value_range: tuple[float, float]) -> tuple[float, float]:
     """
     low, high = value_range
     if not (isfinite(low) and isfinite(high) and low < high):
-        raise InputError(f"a value range needs two finite bounds, low before high: {value_range}")
+        raise InputError(f"{name} needs two finite bounds, low before high: {value_range}")
     return (high - low) / 255, low
 
 

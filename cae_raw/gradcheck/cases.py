@@ -194,8 +194,11 @@ def ways(stack: Sequential) -> list[bool]:
 
 
 def decisions(stack: Sequential, trace: Trace, backend: Backend = NUMPY) -> list[Array]:
-    """What chose between branches in a forward pass: signs of ReLUs, maxima of poolings."""
-    found = []
+    """What chose between branches in a forward pass: signs of ReLUs, maxima of poolings.
+
+    And the signs of the code, where the trace has it under the model itself.
+    """
+    found = [backend.to_numpy(trace[stack]) > 0] if stack in trace else []
     for layer in stack.stack:
         if isinstance(layer, ReLU):
             found.append(backend.to_numpy(trace[layer]) > 0)

@@ -20,9 +20,10 @@ import numpy as np
 
 from cae_raw.gradcheck.cases import Configuration, decisions, label, run_both_ways, same, ways
 from cae_raw.gradcheck.check import Check
-from cae_raw.layers import CrossEntropyLoss, MSELoss, Sequential, Trace
+from cae_raw.layers import CrossEntropyLoss, Gradients, MSELoss, Sequential, Trace
 from cae_raw.layers.loss import LOSSES
 from cae_raw.models import Autoencoder
+from cae_raw.training.layerwise import Layerwise
 from cae_raw.training.optimizers import SGD
 
 Array = Any
@@ -36,6 +37,7 @@ REASON = (
     "eps64/h = 7e-12 rounded off, times some cancellation; a wrong term shows at 1e-3 and above"
 )
 L2 = 2.0**-6  # large enough that a missing L2 term fails
+SPARSITY = 0.5  # the same of the mean of |code|
 FLOAT64 = np.finfo(np.float64)
 
 
@@ -107,15 +109,20 @@ def loss_of_labels(
 
 
 def penalised_loss(model: Autoencoder, x: Array, target: Array, kind: str) -> Problem:
-    """f = the loss against a target, plus the L2 term on encoder and decoder."""
+    """f = the loss against a target, plus L2 on encoder and decoder, plus L1 on the code."""
     loss = MSELoss(kind)
     optimizer = SGD(model, lr=1, l2=model.l2(L2, decoder=True))
 
     def terms(trace: Trace) -> Array:
-        return np.array([loss(model.forward(x, trace), target)[0], optimizer.penalty()])
+        code = trace[model] = model.encode(x, trace)  # for `decisions`
+        y = model.forward(code, trace, start=model.encoder_length)
+        sparse = SPARSITY * np.abs(code).mean()
+        return np.array([loss(y, target)[0], optimizer.penalty(), sparse])
 
     def gradients() -> Mapping[str, Array]:
-        found = run_both_ways(model, x, loss(model.forward(x), target)[1], {})
+        found: Gradients = model.split(np.full_like(model.parameters, np.nan))
+        step = Layerwise(model, loss, SPARSITY)
+        found["input"] = step.gradients(x, target, len(x), found, need_dx=True)[1]
         before = model.parameters.copy()
         optimizer.step(np.concatenate([found[name].ravel() for name in model.names]))
         model.parameters[...] = before

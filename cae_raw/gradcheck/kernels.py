@@ -23,8 +23,9 @@ from cae_raw.gradcheck.check import Check
 from cae_raw.layers import MSELoss, Sequential, Trace
 from cae_raw.models import Autoencoder
 from cae_raw.ops import Op, watched
-from cae_raw.ops.batch import gather
+from cae_raw.ops.batch import gather, gather_flipped
 from cae_raw.ops.single_layer import single_layer_forward, single_layer_gradients
+from cae_raw.training.layerwise import Layerwise
 from cae_raw.training.optimizers import OPTIMIZERS
 
 Array = Any
@@ -230,15 +231,14 @@ def _training_step(model: Autoencoder, shape: tuple[int, ...], rng: np.random.Ge
     images = rng.integers(0, 256, (2 * shape[0], *shape[1:]), dtype=np.uint8)
     indices = rng.integers(0, len(images), shape[0])
     scaling: dict[str, Any] = {"scale": (high - low) / 255, "shift": low}
+    gather_flipped(images, indices, (indices % 2).astype(np.uint8))
     x = gather(images, indices, **scaling)
     if model.fused_cuda is not None:
         whole_model = (images, indices, *model.params.values())
         single_layer_gradients(*whole_model, **scaling, gradient_scale=1 / x.size)
         single_layer_forward(*whole_model, **scaling)
-    trace: Trace = {}
-    _, dy = MSELoss(model.loss)(model.forward(x, trace), x)
     flat = np.full_like(model.parameters, np.nan)
-    model.backward(dy, trace, model.split(flat), need_dx=False)
+    Layerwise(model, MSELoss(model.loss), 0.5).gradients(x, x, len(x), model.split(flat))
     for make in OPTIMIZERS.values():
         optimizer = make(model, lr=0.125, l2=model.l2(2.0**-6))
         optimizer.penalty()

@@ -16,7 +16,7 @@ from cae_raw.training.engine import Engine
 from cae_raw.training.optimizers import OPTIMIZERS
 
 # What an operation changes in place, by position.
-IN_PLACE = {"sgd_step": (0, 2), "adam_step": (0, 2, 3)}
+IN_PLACE = {"l1_backward": (0,), "sgd_step": (0, 2), "adam_step": (0, 2, 3)}
 
 
 @dataclass

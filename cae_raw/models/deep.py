@@ -22,8 +22,11 @@ says how strong each feature is in each window, the mask where in the window it 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from cae_raw.data.scaling import scale_and_shift
 from cae_raw.errors import InputError
 from cae_raw.layers import (
     Conv2d,
@@ -38,6 +41,8 @@ from cae_raw.models.autoencoder import Autoencoder
 
 Size = int | tuple[int, int]
 
+VALUE_RANGE = (0.0, 1.0)
+
 LARGEST = 2**29  # weights in the two linear layers: 2 GiB, and training keeps that several times
 
 
@@ -46,13 +51,17 @@ def deep(
     size: Size = 64,
     code_size: int = 1568,
     rng: np.random.Generator | None = None,
+    *,
+    value_range: tuple[float, float] = VALUE_RANGE,
 ) -> Autoencoder:
     """Build it for images of `size` (int or (height, width)), convolutions without padding.
 
+    Bytes are scaled to `value_range`, (low, high).
+
     Raises:
-        InputError: see `check_size`.
+        InputError: see `check_size`; or the range is none.
     """
-    return _build("deep", channels, size, code_size, rng, encoder_padding=0)
+    return _build("deep", channels, size, code_size, rng, value_range, encoder_padding=0)
 
 
 def deep_same(
@@ -60,9 +69,11 @@ def deep_same(
     size: Size = 64,
     code_size: int = 1568,
     rng: np.random.Generator | None = None,
+    *,
+    value_range: tuple[float, float] = VALUE_RANGE,
 ) -> Autoencoder:
     """The same with convolutions that keep the size of their maps."""
-    return _build("deep-same", channels, size, code_size, rng, encoder_padding=1)
+    return _build("deep-same", channels, size, code_size, rng, value_range, encoder_padding=1)
 
 
 def check_size(name: str, height: int, width: int, code_size: int) -> None:
@@ -118,10 +129,13 @@ def _build(
     size: Size,
     code_size: int,
     rng: np.random.Generator | None,
+    value_range: tuple[float, float],
     encoder_padding: int,
 ) -> Autoencoder:
     height, width = (size, size) if isinstance(size, int) else size
     check_size(name, height, width, code_size)
+    low, high = value_range
+    scale_and_shift((low, high))
     rng = np.random.default_rng() if rng is None else rng
     decoder_padding = 2 - encoder_padding
 
@@ -164,13 +178,20 @@ def _build(
         ]
         for e in (True, False)
     ]
+    options: dict[str, Any] = {
+        "channels": channels,
+        "size": [height, width],
+        "code_size": code_size,
+    }
+    if (low, high) != VALUE_RANGE:
+        options["value_range"] = [low, high]
     return Autoencoder(
         *layers,
         encoder_length=len(encoder),
         channels=channels,
-        value_range=(0.0, 1.0),
+        value_range=(low, high),
         loss="mse",
         penalised=(tuple(weights[0]), tuple(weights[1])),
         name=name,
-        options={"channels": channels, "size": [height, width], "code_size": code_size},
+        options=options,
     )

@@ -1,6 +1,7 @@
-"""The squared error between reconstruction and target, value and gradient in one pass.
+"""The squared error between reconstruction and target, and the gradient of an L1 term.
 
     total = sum of (y - t)^2            dy = scale * (y - t)
+    dx = dx + scale * sign(x)           of scale * sum of |x|; sign(0) = 0
 
 The caller turns the sum into a figure and picks the scale, because only it knows how many elements
 the whole batch has: `half_mse` = total / (2 * elements) has scale 1 / elements, `mse` = total /
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cae_raw.backends.cuda_backend import Kernel, backend_of
-from cae_raw.ops import reduce
+from cae_raw.ops import reduce, scratch
 from cae_raw.ops.registry import Op
 
 Array = Any
@@ -35,6 +36,13 @@ def _squared_error(y: Array, target: Array, *, scale: float) -> tuple[Array, Arr
     return total, dy
 
 
+def _l1_backward(dx: Array, x: Array, *, scale: float) -> None:
+    """Add scale * sign(x) to dx, in place; dx and x of one shape."""
+    sign = np.sign(x, out=scratch.empty(x.shape, x.dtype))
+    sign *= scale
+    dx += sign
+
+
 # --- CUDA launcher --------------------------------------------------------------------------
 
 SQUARED_ERROR = Kernel("loss", "squared_error", {"THREADS": 256, "PIECE": reduce.PIECE})
@@ -53,4 +61,14 @@ def _squared_error_cuda(y: Array, target: Array, *, scale: float) -> tuple[Array
     return reduce.add_all(backend, partial), dy
 
 
+L1_BACKWARD = Kernel("loss", "l1_backward", SQUARED_ERROR.constants)
+
+
+def _l1_backward_cuda(dx: Array, x: Array, *, scale: float) -> None:
+    backend = backend_of(dx)
+    arguments = {"dx": dx, "x": x, "n": dx.size, "scale": scale}
+    backend.launch(L1_BACKWARD, backend.blocks(L1_BACKWARD, dx.size), arguments)
+
+
 squared_error = Op("squared_error", _squared_error, _squared_error_cuda)
+l1_backward = Op("l1_backward", _l1_backward, _l1_backward_cuda)

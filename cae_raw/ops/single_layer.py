@@ -253,21 +253,32 @@ class SingleLayerCuda:
 
     Args:
         scale, shift: from bytes to the model's range of values.
+        decoder_tanh: whether the output is a tanh's.
     """
 
-    def __init__(self, scale: float, shift: float) -> None:
-        self.scaling: dict[str, Any] = {"scale": scale, "shift": shift}
+    def __init__(self, scale: float, shift: float, decoder_tanh: bool = True) -> None:
+        self.model: dict[str, Any] = {
+            "scale": scale, "shift": shift, "decoder_tanh": decoder_tanh,
+        }  # fmt: skip
 
     def gradients(
-        self, images: Array, indices: Array, params: Mapping[str, Array], out: Array, scale: float
+        self,
+        images: Array,
+        indices: Array,
+        params: Mapping[str, Array],
+        out: Array,
+        scale: float,
+        sparsity_scale: float = 0.0,
     ) -> Array:
         """The sum of squared errors over images[indices], shape (1,).
 
-        The gradient of scale / 2 times the sum is written into the flat vector `out`.
+        The gradient of scale / 2 times the sum, plus sparsity_scale times the sum of |code|, is
+        written into the flat vector `out`.
         """
         total, _ = single_layer_gradients(
-            images, indices, *params.values(), **self.scaling, gradient_scale=scale, out=out
-        )
+            images, indices, *params.values(), **self.model,
+            gradient_scale=scale, sparsity=sparsity_scale, out=out,
+        )  # fmt: skip
         return total[:1]
 
     def squared_error(
@@ -275,4 +286,4 @@ class SingleLayerCuda:
     ) -> Array:
         """The sum alone; y (N, C, H, W) receives the reconstructions if it is given."""
         w1, b1, w2, b2 = params.values()
-        return single_layer_forward(images, indices, w1, b1, w2, b2, None, y, **self.scaling)
+        return single_layer_forward(images, indices, w1, b1, w2, b2, None, y, **self.model)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cae_raw.layers import Trace
 from cae_raw.training.cpu_step import CHUNK_BYTES, LARGEST_CHUNK, CpuStep, Problem, Run
+from cae_raw.training.layerwise import Layerwise, sparsity_scale
 from cae_raw.training.shared_memory import Layout
 
 Array = Any
@@ -27,6 +27,9 @@ class ChunkedStep(CpuStep):
         self._views = [self.model.split(slot) for slot in self.slots]
         make = self.model.fused if problem.fused else None
         self.fused = make(problem.image_shape[1:], self.dtype) if make is not None else None
+        self.layerwise = Layerwise(self.model, self.loss, problem.sparsity)
+        shapes = self.model.layer_shapes(problem.image_shape)
+        self.code_shape = shapes[self.model.encoder_length]
 
     @staticmethod
     def layout(problem: Problem) -> Layout:
@@ -68,13 +71,11 @@ class ChunkedStep(CpuStep):
         """Fill slot k, and the error."""
         x, grads = self.load(k), self._views[k]
         if self.fused is not None:
+            sparse = sparsity_scale(self.problem.sparsity, self.batch_size, self.code_shape)
             scale = self.loss.gradient_scale(self.elements)
-            self.errors[k] = self.fused.gradients(x, self.model.params, grads, scale)[0]
-            return
-        trace = Trace()
-        y = self.model.forward(x, trace)
-        total, dy = self.loss.partial(y, x, self.elements)
-        self.model.backward(dy, trace, dict(grads), need_dx=False)
+            total = self.fused.gradients(x, self.model.params, grads, scale, sparse)
+        else:
+            total, _ = self.layerwise.gradients(x, x, self.batch_size, dict(grads))
         self.errors[k] = total[0]
 
     def chunk_error(self, k: int) -> None:

@@ -11,14 +11,19 @@ from typing import Any
 import numpy as np
 
 from cae_raw.data import DATASETS
+from cae_raw.data.scaling import scale_and_shift
 from cae_raw.errors import InputError, unknown_name
 from cae_raw.files import plain_name
 from cae_raw.layers import Linear
 from cae_raw.layers.loss import LOSSES
 from cae_raw.models import DEEP_MODELS, MODELS, Autoencoder, build
+from cae_raw.models.deep import VALUE_RANGE as DEEP_RANGE
 from cae_raw.models.deep import check_size
+from cae_raw.models.single_layer import VALUE_RANGE, check_output
 from cae_raw.ops.precision import PRECISIONS
 from cae_raw.training.optimizers import OPTIMIZERS, SGD, Adam, Optimizer
+
+LARGEST_INPUT = 1000  # far beyond what is useful, but float32 still tells 256 levels apart
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,11 @@ class TrainConfig:
     val: str | None = None  # of `lmdb`: the database to validate on
     channel_order: str = "bgr"  # of `lmdb`
     resize: bool = False  # of `lmdb`: records of other sizes become `size` x `size`
+    classes: tuple[str, ...] | None = None  # None: all
     model: str = "single-layer"
     filters: int = 32  # of single-layer
+    decoder_activation: str | None = None  # of single-layer; None: its own, tanh
+    input_range: tuple[float, float] | None = None  # None: the model's own
     code_size: int = 1568  # of the deep models
     precision: str = "float32"  # of the products in linear layers
     loss: str | None = None  # None: the model's own
@@ -48,18 +56,28 @@ class TrainConfig:
     batch_size: int = 128
     l2_penalty: float = 0.0
     l2_decoder: bool = False
+    sparsity: float = 0.0
     lr_decay_epochs: int = 0
     lr_decay_factor: float = 0.1
+    flip: bool = False
     seed: int = 0
     limit_train: int | None = None
     comment: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
+        if self.input_range is not None:
+            object.__setattr__(self, "input_range", tuple(self.input_range))
         if self.dataset not in DATASETS:
             raise unknown_name("data set", self.dataset, DATASETS)
         if self.model not in MODELS:
             raise unknown_name("model", self.model, MODELS)
+        if self.classes is not None:
+            if not (self.classes and all(name.strip() for name in self.classes)):
+                raise InputError("--classes needs the names of classes, with commas between them")
+            names = sorted({name.strip() for name in self.classes})
+            object.__setattr__(self, "classes", tuple(names))
+        self._check_output()
         if self.optimizer not in OPTIMIZERS:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
         if self.loss is not None and self.loss not in LOSSES:
@@ -71,7 +89,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-        for name in ("l2_penalty", "lr_decay_epochs", "seed"):
+        for name in ("l2_penalty", "sparsity", "lr_decay_epochs", "seed"):
             value = getattr(self, name)
             if not 0 <= value < inf:  # so written, NaN and integers of any size are told apart
                 raise InputError(f"--{name.replace('_', '-')} must be at least 0, not {value}")
@@ -85,8 +103,27 @@ class TrainConfig:
                 "and _ . , + = - only"
             )
 
+    def _check_output(self) -> None:
+        """Refuse a range or an activation that does not fit the model; its own become None."""
+        own = DEEP_RANGE if self.model in DEEP_MODELS else VALUE_RANGE
+        if self.input_range is not None:
+            scale_and_shift(self.input_range, "--input-range")
+            if max(map(abs, self.input_range)) > LARGEST_INPUT:
+                raise InputError(
+                    f"--input-range must lie within -{LARGEST_INPUT} to {LARGEST_INPUT}, not "
+                    f"{self.input_range}"
+                )
+        if self.model not in DEEP_MODELS:
+            activation = self.decoder_activation or "tanh"
+            check_output(self.input_range or own, activation)
+            if activation == "tanh":
+                object.__setattr__(self, "decoder_activation", None)
+        if self.input_range == own:
+            object.__setattr__(self, "input_range", None)
+
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "betas": list(self.betas)}
+        values = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainConfig:
@@ -106,6 +143,10 @@ class TrainConfig:
             options |= {"size": (height, width), "code_size": self.code_size}
         else:
             options |= {"filters": self.filters}
+            if self.decoder_activation is not None:
+                options["decoder_activation"] = self.decoder_activation
+        if self.input_range is not None:
+            options["value_range"] = self.input_range
         model = build(self.model, np.random.default_rng(self.seed), **options)
         for layer in model.stack:
             if isinstance(layer, Linear):
@@ -129,6 +170,8 @@ class TrainConfig:
             value = getattr(self, name)
             if name == "val" and value is not None:
                 value = plain_name(value)
+            if name == "classes" and value is not None:
+                value = ",".join(map(plain_name, value))
             if value != getattr(default, name):
                 parts.append(f"{short}={_text(value)}")
         if self.comment:
@@ -140,19 +183,24 @@ class TrainConfig:
 _SHORT = {
     "l2_penalty": "l2",
     "l2_decoder": "l2dec",
+    "sparsity": "sparse",
     "filters": "f",
     "code_size": "code",
     "precision": "prec",
+    "decoder_activation": "out",
+    "input_range": "range",
     "loss": "loss",
     "size": "size",
     "val": "val",
     "channel_order": "order",
     "resize": "resize",
+    "classes": "classes",
     "momentum": "mom",
     "betas": "betas",
     "eps": "eps",
     "lr_decay_epochs": "decay",
     "lr_decay_factor": "factor",
+    "flip": "flip",
     "seed": "seed",
     "limit_train": "n",
 }

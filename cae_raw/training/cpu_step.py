@@ -59,6 +59,7 @@ class Problem:
     chunk: int  # images
     chunks: int  # most in a wave
     fused: bool  # use the model's fused step where it has one
+    sparsity: float = 0.0  # coefficient of the mean of |code| in the objective
 
 
 class CpuStep(ABC):
@@ -155,3 +156,8 @@ class CpuStep(ABC):
     def elements(self) -> int:
         """Numbers in all images of the batch."""
         return int(self.frame[ELEMENTS])
+
+    @property
+    def batch_size(self) -> int:
+        """Images in the batch."""
+        return self.elements // prod(self.problem.image_shape)

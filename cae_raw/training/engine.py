@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from math import prod
+from math import inf, prod
 from typing import Any, TypeVar
 
 import numpy as np
@@ -53,6 +53,7 @@ class Engine:
         model: on the backend that does the work.
         image_shape: (C, H, W).
         loss: a name in `cae_raw.layers.loss.LOSSES`; None takes the model's own.
+        sparsity: coefficient of the mean of |code|, which joins the objective, but no error.
         threads: how many chunks of a batch are worked on at a time on the CPU; None takes every
             processor this process may use.
         fused: use the model's fused step where it has one, and on a GPU compute runs of layers in
@@ -71,11 +72,14 @@ class Engine:
         image_shape: tuple[int, int, int],
         *,
         loss: str | None = None,
+        sparsity: float = 0.0,
         threads: int | None = None,
         fused: bool = True,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, not {threads}")
+        if not 0 <= sparsity < inf:
+            raise InputError(f"sparsity must be at least 0 and finite, not {sparsity}")
         c, h, w = image_shape
         self.model, self.image_shape = model, (c, h, w)
         shapes = model.layer_shapes(self.image_shape)
@@ -87,6 +91,7 @@ class Engine:
         scale_and_shift(model.value_range)  # which has to be one
         self.gradients: Array = None
         self.loss, self.fused = MSELoss(loss or model.loss), fused
+        self.sparsity = sparsity
         self.on_cpu = model.backend is NUMPY
         self.threads = (threads or available_threads()) if self.on_cpu else 1
         largest_map = 4 * max(map(prod, shapes))
@@ -97,7 +102,9 @@ class Engine:
             self.chunk = self._kind.chunk_size(largest_map)  # images
         else:
             kind = FusedBatch if fused and model.fused_cuda is not None else WholeBatch
-            self._whole = kind(model, self.image_shape, largest_map, self.loss, fused=fused)
+            self._whole = kind(
+                model, self.image_shape, largest_map, self.loss, sparsity, fused=fused
+            )
         self._stack, self._depth = ExitStack(), 0
 
     def __enter__(self) -> Engine:
@@ -167,7 +174,9 @@ class Engine:
 
     def _problem(self) -> Problem:
         """What the steps have in common, with room for as many chunks as go well together."""
-        single = Problem(self.model, self.image_shape, self.loss, self.chunk, 1, self.fused)
+        single = Problem(
+            self.model, self.image_shape, self.loss, self.chunk, 1, self.fused, self.sparsity
+        )
         return replace(single, chunks=self._kind.chunks_in_wave(single, self.threads))
 
     def _begin(self) -> tuple[CpuStep, Crew]:

@@ -114,7 +114,9 @@ class RunSession:
             seed=config.seed,
             lr_decay_epochs=config.lr_decay_epochs,
             lr_decay_factor=config.lr_decay_factor,
+            flip=config.flip,
             loss=config.loss,
+            sparsity=config.sparsity,
             threads=threads,
         )
         self.config: dict[str, Any] = {
@@ -249,8 +251,12 @@ def check_same_data(trained_on: dict[str, Any], dataset: Dataset, run: Path) -> 
 
 
 def _what_must_agree(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration less where its images lie: a checksum says that they are the same."""
-    return {**config, "train": {**config.get("train", {}), "data_dir": None, "val": None}}
+    """A run's configuration less where its images lie: a checksum says that they are the same.
+
+    Options that are younger than the run have their defaults.
+    """
+    train = {**TrainConfig().to_json(), **config.get("train", {}), "data_dir": None, "val": None}
+    return {**config, "train": train}
 
 
 def _fingerprint(dataset: Dataset) -> dict[str, Any]:

@@ -32,6 +32,7 @@ import numpy as np
 from cae_raw.layers import Gradients, Layer, Linear, MaxPool2d, Trace
 from cae_raw.models import Autoencoder
 from cae_raw.ops import linear as ops
+from cae_raw.ops.loss import l1_backward
 from cae_raw.ops.windows import even_cuts
 from cae_raw.training.cpu_step import (
     ADD,
@@ -43,6 +44,7 @@ from cae_raw.training.cpu_step import (
     Problem,
     Run,
 )
+from cae_raw.training.layerwise import sparsity_scale
 from cae_raw.training.shared_memory import Layout
 
 Array = Any
@@ -68,8 +70,11 @@ class StagedStep(CpuStep):
 
     @staticmethod
     def serves(model: Autoencoder) -> bool:
-        """Whether the model is one for this class."""
-        return any(isinstance(layer, Linear) for layer in model.stack)
+        """Whether the model has linear layers, and its code goes into or comes out of one."""
+        if not any(isinstance(layer, Linear) for layer in model.stack):
+            return False
+        first, end = _linear_range(model)
+        return first <= model.encoder_length <= end
 
     @staticmethod
     def layout(problem: Problem) -> Layout:
@@ -130,6 +135,7 @@ class StagedStep(CpuStep):
     def _linear_backward(self, run: Run, trace: Trace) -> None:
         """D: back again; the gradients are written, or added to what is there."""
         rows = slice(int(self.frame[IMAGES]))
+        self._add_sparsity(self.end)
         for i in reversed(range(self.first, self.end)):
             layer = self.model.stack[i]
             if isinstance(layer, Linear):
@@ -141,6 +147,16 @@ class StagedStep(CpuStep):
                 dx = layer.backward(self.gradients_of[i + 1][rows], trace, grads)
                 self.gradients_of[i][rows] = dx
                 self._add({f"{i}.{name}": value for name, value in grads.items()})
+            self._add_sparsity(i)
+
+    def _add_sparsity(self, i: int) -> None:
+        """Add the gradient of the mean of |code| to that of layer i's input, if it is the code."""
+        sparsity = self.problem.sparsity
+        if sparsity and i == self.model.encoder_length:
+            rows = slice(int(self.frame[IMAGES]))
+            code = self.values[i][rows]
+            scale = sparsity_scale(sparsity, self.batch_size, code.shape[1:])
+            l1_backward(self.gradients_of[i][rows], code, scale=scale)
 
     def _add(self, grads: Gradients) -> None:
         for name, value in grads.items():

@@ -84,10 +84,11 @@ class Trainer:
         dataset: its training split is learned, its validation split measured after each epoch.
         optimizer: of this model.
         batch_size: the last batch of an epoch may be smaller.
-        seed: of the order of the examples.
+        seed: of the order of the examples, and of their flips.
+        flip: mirror about half of the training images of each epoch, left to right.
         lr_decay_epochs, lr_decay_factor: every so many epochs the learning rate is multiplied by
             the factor; 0 epochs: never.
-        loss, threads: as for `Engine`.
+        loss, sparsity, threads: as for `Engine`.
 
     Raises:
         InputError: for a model that is no Autoencoder, sizes below 1, an empty split, or images
@@ -104,7 +105,9 @@ class Trainer:
         seed: int = 0,
         lr_decay_epochs: int = 0,
         lr_decay_factor: float = 1.0,
+        flip: bool = False,
         loss: str | None = None,
+        sparsity: float = 0.0,
         threads: int | None = None,
     ) -> None:
         if not isinstance(model, Autoencoder):
@@ -123,11 +126,13 @@ class Trainer:
                 f"{dataset.name} has {dataset.train.image_shape[0]}"
             )
         self.model, self.dataset, self.optimizer = model, dataset, optimizer
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.flip = batch_size, seed, flip
         self.base_lr = optimizer.lr
         self.lr_decay_epochs, self.lr_decay_factor = lr_decay_epochs, lr_decay_factor
         self.state = TrainState()
-        self.engine = Engine(model, dataset.train.image_shape, loss=loss, threads=threads)
+        self.engine = Engine(
+            model, dataset.train.image_shape, loss=loss, sparsity=sparsity, threads=threads
+        )
         self._feed = Feed(model.backend)
 
     @property
@@ -166,7 +171,7 @@ class Trainer:
         elements = prod(train.image_shape)
         self.optimizer.lr = self.lr_at(state.epoch)
         batches = self._feed.shuffled(
-            train, self.seed, state.epoch, self.batch_size, start=state.batch
+            train, self.seed, state.epoch, self.batch_size, start=state.batch, flip=self.flip
         )
         started = time.perf_counter()
         for images, indices in batches:

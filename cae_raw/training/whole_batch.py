@@ -13,6 +13,7 @@ from cae_raw.layers.loss import MSELoss
 from cae_raw.models import Autoencoder
 from cae_raw.ops.batch import gather
 from cae_raw.ops.single_layer import SingleLayerCuda
+from cae_raw.training.layerwise import Layerwise, sparsity_scale
 
 Array = Any
 
@@ -24,7 +25,7 @@ class WholeBatch:
     """Gradients and errors of a model over images of one shape, on the model's backend.
 
     Args:
-        model, image_shape, loss, fused: as `Engine` takes them.
+        model, image_shape, loss, sparsity, fused: as `Engine` takes them.
         largest_map: of the model, bytes per image.
     """
 
@@ -34,22 +35,22 @@ class WholeBatch:
         image_shape: tuple[int, ...],
         largest_map: int,
         loss: MSELoss,
+        sparsity: float = 0.0,
         *,
         fused: bool = True,
     ) -> None:
-        self.model, self.loss, self.pixels = model, loss, prod(image_shape)
+        self.model, self.loss, self.sparsity = model, loss, sparsity
+        self.image_shape = image_shape
         self.layers = Fused(model) if fused else model
+        self.layerwise = Layerwise(model, loss, sparsity, fused=fused)
         self.images_at_a_time = max(1, min(EVALUATION_BATCH, EVALUATION_BYTES // largest_map))
         self.scale, self.shift = scale_and_shift(model.value_range)
         self.gradients = model.backend.empty(model.parameters.shape, model.parameters.dtype)
 
     def step(self, images: Array, indices: np.ndarray) -> Array:
         """Fill `gradients` for the batch images[indices]; returns its squared error, (1,)."""
-        x, trace = self._load(images, indices), dict[Any, Any]()
-        y = self.layers.forward(x, trace)
-        total, dy = self.loss.partial(y, x, len(indices) * self.pixels)
-        self.layers.backward(dy, trace, self.model.split(self.gradients), need_dx=False)
-        return total
+        x, grads = self._load(images, indices), self.model.split(self.gradients)
+        return self.layerwise.gradients(x, x, len(indices), grads)[0]
 
     def squared_error(self, images: Array) -> float:
         """The sum of squared errors over all images."""
@@ -75,9 +76,16 @@ class FusedBatch(WholeBatch):
     """The same for a model with `fused_cuda`: no activation map is ever in device memory."""
 
     def step(self, images: Array, indices: np.ndarray) -> Array:
-        place = self.model.backend.asarray(indices)
-        scale = self.loss.gradient_scale(len(indices) * self.pixels)
-        return self._fused.gradients(images, place, self.model.params, self.gradients, scale)
+        model, n = self.model, len(indices)
+        code_shape = model.layer_shapes(self.image_shape)[model.encoder_length]
+        return self._fused.gradients(
+            images,
+            model.backend.asarray(indices),
+            model.params,
+            self.gradients,
+            self.loss.gradient_scale(n * prod(self.image_shape)),
+            sparsity_scale(self.sparsity, n, code_shape),
+        )
 
     def squared_error(self, images: Array) -> float:
         backend = self.model.backend
