@@ -507,11 +507,15 @@ MORE = (
         "train --model deep --decoder-activation tanh",
         "--decoder-activation needs --model single-layer to have an effect: add that, or omit ...",
     ),
-    Row("", "train --classes ''", "--classes needs the names of classes, with commas between them"),
+    Row(
+        "",
+        "train --classes ''",
+        "--classes names no class: give one or more, with commas between them",
+    ),
     Row(
         "",
         "train --classes rings,cows",
-        "unknown class 'cows' of shapes: choose from circles, rectangles, triangles, ...",
+        "unknown class 'cows': choose one of ...",
     ),
     Row(
         "",

@@ -43,7 +43,7 @@ def test_images_labels_and_names_of_the_classes() -> None:
 
 
 def test_what_cannot_be_chosen() -> None:
-    with pytest.raises(InputError, match="unknown class 'cow' of tiny: choose from cat, dog, owl"):
+    with pytest.raises(InputError, match="unknown class 'cow': choose one of cat, dog, owl"):
         with_classes(dataset(), ["cat", "cow"])
     bare = Split(make_images(4), None)
     with pytest.raises(InputError, match=r"images of tiny have no labels .*: omit --classes"):
@@ -110,6 +110,10 @@ def test_commands_on_a_run_use_its_classes(here: Here) -> None:
         "encode", "--dataset", "shapes", "--pooled", "--out", "c.csv", "--device", "cpu", "--json"
     )
     assert json.loads(made.out)["shape"][0] == 4
+    words = ("--split", "test", "--clean-split", "test", "--quantile", "1", "--odd", "noise")
+    made = here("score", "--dataset", "shapes", *words, "--device", "cpu", "--json")
+    report = json.loads(made.out)
+    assert (report["images"], report["clean_images"]) == (20, 4)
     assert "resuming after 1 epoch" in here(*train, "--epochs", "2").out
 
 
@@ -119,4 +123,4 @@ def test_a_database_is_trained_on_by_its_numbers(here: Here) -> None:
     assert here(*words, "--classes", "0,2").status == 0
     found = here(*words, "--classes", "8")
     assert found.status == 2
-    assert "unknown class '8' of lmdb-photos: choose from -3, -2, -1, 0, 1, 2, 3" in found.err
+    assert "the train split of lmdb-photos has no image of the classes 8" in found.err

@@ -68,7 +68,9 @@ def classify(
         model = build(model.name, np.random.default_rng(seed), **model.options)
         name = f"{model.name} with random weights, of the shape of {name}"
     near = cache_near(runs_dir, run, checkpoint)
-    chosen, _ = choose_dataset(dataset, data_dir, size, source, model, sys.stderr, near)
+    chosen, _ = choose_dataset(
+        dataset, data_dir, size, source, model, sys.stderr, near, all_classes=True
+    )
     kind = "-random" * random_encoder + "-fine-tuned" * fine_tune
     folder = out or _home(source) / f"classifier-{chosen.name}{kind}"
     make_folder(folder)

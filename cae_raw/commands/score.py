@@ -18,10 +18,14 @@ from cae_raw.commands.data import Announcer, cache_near
 from cae_raw.commands.model_choice import choose_model, likely_channels
 from cae_raw.commands.options import check_threads
 from cae_raw.commands.shell import one_line, say_error
-from cae_raw.commands.split_choice import check_split_options, choose_dataset
+from cae_raw.commands.split_choice import (
+    check_split_options,
+    choose_dataset,
+    trained_classes,
+)
 from cae_raw.data.access import SPLITS, find_split
 from cae_raw.data.base import Dataset, Images, Split
-from cae_raw.data.classes import find_classes
+from cae_raw.data.classes import find_classes, with_classes
 from cae_raw.errors import InputError, unknown_name
 from cae_raw.files import atomic_write
 from cae_raw.image_source import Source, find_sources
@@ -96,7 +100,7 @@ def score(
     if dataset is not None:
         chosen, lies_in = choose_dataset(
             dataset, data_dir, size, checkpoint_used, model, sys.stderr,
-            cache_near(runs_dir, run, checkpoint),
+            cache_near(runs_dir, run, checkpoint), all_classes=True,
         )  # fmt: skip
         classes = chosen.class_names
         kept_away += [lies_in] if lies_in is not None else []
@@ -112,11 +116,13 @@ def score(
     print(f"model: {name}", file=say, flush=True)
     announcer, told = Announcer(sys.stderr), Told()
 
-    def scored(split_name: str | None, files: list[Source], keep: int) -> Scored:
-        if chosen is not None and split_name is not None:
-            images_of_it = find_split(chosen, split_name)
-            what, total = f"{chosen.name}, {split_name}", len(images_of_it)
-            prefix = f"{chosen.name}/{split_name}"
+    def scored(
+        of: Dataset | None, split_name: str | None, files: list[Source], keep: int
+    ) -> Scored:
+        if of is not None and split_name is not None:
+            images_of_it = find_split(of, split_name)
+            what, total = f"{of.name}, {split_name}", len(images_of_it)
+            prefix = f"{of.name}/{split_name}"
             pieces = pieces_of_split(model, images_of_it, prefix, told.notes)
         else:
             what, total = "image files", len(files)
@@ -126,10 +132,14 @@ def score(
     with Scorer(model, threads) as scorer:
         threshold, clean_count = None, 0
         if clean or clean_split is not None:
-            clean_errors = [s.mse for s in scored(clean_split, clean_sources, 0).scores]
+            seen = None if dataset is None else trained_classes(dataset, checkpoint_used)
+            clean_of = chosen
+            if chosen is not None and clean_split is not None and seen is not None:
+                clean_of = with_classes(chosen, seen, announcer.tell)
+            clean_errors = [s.mse for s in scored(clean_of, clean_split, clean_sources, 0).scores]
             clean_count = len(clean_errors)
             threshold = threshold_of(np.array(clean_errors), quantile or DEFAULT_QUANTILE)
-        found = scored(part, sources, top)
+        found = scored(chosen, part, sources, top)
         ranking = Ranking.of(
             found.scores, model.value_range, classes=classes, threshold=threshold, odd=odd_classes
         )

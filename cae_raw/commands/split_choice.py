@@ -32,6 +32,12 @@ def check_size(size: int | None) -> None:
         raise InputError(f"--size must be from 1 to {LARGEST['size']}, not {str(size)[:30]}")
 
 
+def trained_classes(name: str, checkpoint: Checkpoint) -> tuple[str, ...] | None:
+    """Those classes of the data set of this name that a run was trained on; None: all."""
+    own = TrainConfig.from_json(checkpoint.config["train"])
+    return own.classes if name == own.dataset else None
+
+
 def choose_dataset(
     name: str | None,
     data_dir: Path | None,
@@ -40,17 +46,21 @@ def choose_dataset(
     model: Autoencoder,
     out: TextIO,
     cache_dir: Path | None,
+    *,
+    all_classes: bool = False,
 ) -> tuple[Dataset, Path | None]:
     """The data set of this name; None, or the run's own name, takes it as the run had it.
 
-    A run that was trained on some classes gets the images of these, and `out` says so.
+    A run that was trained on some classes gets the images of these, and `out` says so; with
+    `all_classes` it gets all images.
     For `folder`, the images' size is that of the model where it has one and none is given; the
     folder that the images lie in comes second, None for other data sets. Records of `lmdb` are
     resized to `size` where that is given.
     """
     own = TrainConfig.from_json(checkpoint.config["train"])
     if name is None or name == own.dataset:
-        config = replace(own, limit_train=None, size=size or own.size)
+        classes = None if all_classes else own.classes
+        config = replace(own, limit_train=None, size=size or own.size, classes=classes)
     else:
         config = TrainConfig(dataset=name, size=size)
     if size is not None and config.dataset not in ("folder", "lmdb"):

@@ -74,7 +74,9 @@ class TrainConfig:
             raise unknown_name("model", self.model, MODELS)
         if self.classes is not None:
             if not (self.classes and all(name.strip() for name in self.classes)):
-                raise InputError("--classes needs the names of classes, with commas between them")
+                raise InputError(
+                    "--classes names no class: give one or more, with commas between them"
+                )
             names = sorted({name.strip() for name in self.classes})
             object.__setattr__(self, "classes", tuple(names))
         self._check_output()
