@@ -123,5 +123,6 @@ def test_every_command_follows_the_run(here: Here) -> None:
     assert made.status == 0
     assert here("encode", "photo.png", "--out", "codes.npz", "--device", "cpu").status == 0
     assert here("decode", "codes.npz", "--device", "cpu").status == 0
+    assert here("show", "--device", "cpu").status == 0
     report = json.loads(made.out)["images"][0]
     assert report["psnr"] == pytest.approx(-10 * np.log10(report["mse"]))

@@ -4,12 +4,13 @@ The run's folders `train` and `validation` each hold the figures of their split 
 so that both are curves in one chart, and `tensorboard --logdir runs` shows runs side by side.
 
     half_mse        without penalty; of training: the mean over an epoch while the weights move
-    loss            what is trained on: half_mse or mse, plus the penalty
+    loss            what is trained on: half_mse or mse, plus the penalty, less an L1 term on
+                    the code, whose value is never computed
     penalty, lr, images_per_second
     batch/half_mse  of a single batch, about 20 times an epoch
     parameter_norm/*, gradient_norm/*
                     Euclidean, of all parameters and of each array; gradients are those of the
-                    epoch's last batch, of the error without the penalty
+                    epoch's last batch, of the error and the L1 term without the penalty
     histograms      of each array of parameters
     pictures        see `cae_raw.pictures.figures`, of images of the validation split
 
