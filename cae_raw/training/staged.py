@@ -44,6 +44,7 @@ from cae_raw.training.cpu_step import (
     Problem,
     Run,
 )
+from cae_raw.training.fused_stages import FusedStages, plan
 from cae_raw.training.layerwise import sparsity_scale
 from cae_raw.training.shared_memory import Layout
 
@@ -67,6 +68,10 @@ class StagedStep(CpuStep):
         self._slots = [dict(_slot_views(self.model, slot)) for slot in arrays["slots"]]
         self.inputs: dict[int, Array] = {}  # of this process's chunks
         self.traces: dict[int, Trace] = {}
+        planned = plan(self.model, problem.image_shape, self.first, self.end)
+        fuse = problem.fused and planned is not None
+        self.fused = FusedStages(planned, self.model.params) if fuse else None
+        self._kept: dict[int, Any] = {}  # what those leave, by chunk
 
     @staticmethod
     def serves(model: Autoencoder) -> bool:
@@ -166,6 +171,10 @@ class StagedStep(CpuStep):
 
     def encode(self, k: int, *, keep: type[Layer] = Layer) -> None:
         """A: the chunk's input of the linear layers; its trace, of layers of one kind, is kept."""
+        if self.fused is not None:
+            features = self.values[self.first][self.rows(k)]
+            self._kept[k] = self.fused.encode(self.load(k), features)
+            return
         trace = Trace()
         self.inputs[k] = self.load(k)
         code = self.model.forward(self.inputs[k], trace, until=self.first)
@@ -174,6 +183,14 @@ class StagedStep(CpuStep):
 
     def decode(self, k: int) -> None:
         """C: the chunk's error and the gradients from there to the linear layers' output."""
+        rows = self.rows(k)
+        if self.fused is not None:
+            scale = self.loss.gradient_scale(self.elements)
+            values, dvalues = self.values[self.end][rows], self.gradients_of[self.end][rows]
+            self.errors[k] = self.fused.decode(
+                values, self._kept[k], scale, dvalues, self._slots[k]
+            )
+            return
         images, trace, grads = self.inputs.pop(k), dict(self.traces[k]), dict(self._slots[k])
         output = self.model.forward(self.values[self.end][self.rows(k)], trace, start=self.end)
         error, doutput = self.loss.partial(output, images, self.elements)
@@ -183,6 +200,12 @@ class StagedStep(CpuStep):
 
     def encoder_gradients(self, k: int) -> None:
         """E: the encoder's gradients."""
+        if self.fused is not None:
+            rows, kept = self.rows(k), self._kept.pop(k)
+            features, dfeatures = self.values[self.first][rows], self.gradients_of[self.first][rows]
+            self.fused.encoder_gradients(features, dfeatures, kept, self._slots[k])
+            self.fused.release(kept)
+            return
         dx, grads = self.gradients_of[self.first][self.rows(k)], dict(self._slots[k])
         self.model.backward(dx, self.traces.pop(k), grads, need_dx=False, until=self.first)
 
@@ -192,6 +215,11 @@ class StagedStep(CpuStep):
 
     def decode_only(self, k: int) -> None:
         """The first half of C: the chunk's error."""
+        if self.fused is not None:
+            kept = self._kept.pop(k)
+            self.errors[k] = self.fused.decode(self.values[self.end][self.rows(k)], kept)
+            self.fused.release(kept)
+            return
         images, trace = self.inputs.pop(k), self.traces.pop(k)
         output = self.model.forward(self.values[self.end][self.rows(k)], trace, start=self.end)
         self.errors[k] = self.loss.partial(output, images, 1)[0][0]
