@@ -30,15 +30,17 @@ from typing import Any
 import numpy as np
 
 from cae_raw.ops.scratch import LINE, aligned
+from cae_raw.ops.windows import even_cuts
 
 Array = Any
 
 FIRST_ROW, ROWS_BELOW = 3, 4  # rows of zeros, for windows that stand out by two and what they read
+COPIES_BYTES = 400_000  # of a convolution's copies at a time
 SUMMED = 1024  # positions per product of a weight gradient
 
 
 class Level:
-    """What the maps between two poolings have in common, and memory for n images of them.
+    """What the maps between two poolings have in common.
 
     Args:
         n: images.
@@ -51,23 +53,9 @@ class Level:
         self.n, self.height, self.pitch, self.dtype = n, height, pitch, np.dtype(dtype)
         self.length = _odd_lines((FIRST_ROW + height + ROWS_BELOW) * pitch, self.dtype)
         self.first = FIRST_ROW * pitch
-        self._memory: dict[Any, Array] = {}
-
-    def by_row(self, channels: int, width: int) -> Array:
-        """(n, rows, 3 * channels + 1, width) for copies, the last of each row's lines all ones."""
-        key = "by row", channels, width
-        if key not in self._memory:
-            shape = (self.n, self.height + 2, 3 * channels + 1, width)
-            self._memory[key] = aligned(shape, self.dtype)
-            self._memory[key][:, :, -1].fill(1)
-        return self._memory[key]
-
-    def by_channel(self, channels: int) -> Array:
-        """(n, 3 * channels, at least as many places as a plane) for copies."""
-        key = "by channel", channels
-        if key not in self._memory:
-            self._memory[key] = aligned((self.n, 3 * channels, self.length), self.dtype)
-        return self._memory[key]
+        self.zeros = np.zeros(
+            height * pitch, dtype
+        )  # a maximum with one number takes twice as long
 
 
 class Planes:
@@ -101,93 +89,132 @@ class Planes:
             (*self.memory.strides[:2], *(step * item for step in steps)),
         )
 
-    def _cached(self, kind: str, *key: int) -> Array:
+    def cached(self, kind: str, *key: int) -> Array:
         """A view; making one takes as long as a small product."""
-        found = self._views.get((kind, *key))
+        name = kind, *key
+        found = self._views.get(name)
         if found is None:
-            found = self._views[(kind, *key)] = getattr(self, kind)(*key)
+            found = self._views[name] = getattr(self, kind)(*key)
         return found
 
-    def _shifted_rows(self, border: int, rows: int, width: int) -> Array:
-        """(n, rows, q, channels, width), from `border` rows and columns before the first pixel."""
+    def _shifted_rows(self, border: int, start: int, rows: int, width: int) -> Array:
+        """(n, rows + 2, q, channels, width), from `border` rows and columns before a row."""
         pitch = self.level.pitch
-        view = self._view((rows, 3, width), (pitch, 1, 1), -border * (pitch + 1))
+        view = self._view((rows + 2, 3, width), (pitch, 1, 1), (start - border) * pitch - border)
         return view.transpose(0, 2, 3, 1, 4)
 
-    def _shifted(self, border: int, length: int) -> Array:
+    def _shifted(self, border: int, start: int, length: int) -> Array:
         """(n, channels, q, length), the same place by place."""
-        return self._view((3, length), (1, 1), -border * (self.level.pitch + 1))
+        return self._view((3, length), (1, 1), start - border * (self.level.pitch + 1))
 
-    def _products(self, width: int) -> Array:
+    def _products(self, start: int, rows: int, width: int) -> Array:
         """(n, rows, channels, width): where the products of each row go."""
-        return self._view((self.height, width), (self.level.pitch, 1)).swapaxes(1, 2)
+        pitch = self.level.pitch
+        return self._view((rows, width), (pitch, 1), start * pitch).swapaxes(1, 2)
 
-    def _blocks(self, count: int, width: int) -> Array:
-        """(n, count, channels, width): the maps' places in blocks."""
-        return self._view((count, width), (width, 1)).swapaxes(1, 2)
-
-    def correlate(self, matrix: Array, border: int, out: Planes) -> None:
-        """out[r,i,j] = sum over k,p,q of matrix[(p,q,k), r] * self[k, i+p-border, j+q-border].
-
-        matrix (3 * (3 * channels + 1), out.channels): behind each row of taps what is added, whose
-        sum is the bias.
-        """
-        level, k = self.level, self.channels
-        width, rows = whole_lines(out.width, level.dtype), out.height + 2
-        copies = level.by_row(k, width)
-        grid = copies[:, :rows, :-1].reshape(level.n, rows, 3, k, width)
-        np.copyto(grid, self._cached("_shifted_rows", border, rows, width))
-        of_image, of_row, of_line, item = copies.strides
-        windows = np.ndarray(
-            (level.n, out.height, len(matrix), width),
-            level.dtype,
-            copies,
-            0,
-            (of_image, of_row, of_line, item),
-        )
-        np.matmul(matrix.T, windows, out=out._cached("_products", width))
-        if out.right is not None:
-            out.right[...] = 0
-
-    def outer(self, border: int, other: Planes) -> Array:
-        """s[p,(k,q),r] = sum over n,i,j of self[k, i+p-border, j+q-border] * other[r,i,j]."""
-        level, (k, r) = self.level, (self.channels, other.channels)
-        places = other.height * level.pitch
-        count = -(-places // SUMMED)
-        width = -(-places // count)  # some places more than there are: zeros in other
-        length = count * width + 2 * level.pitch
-        copies = level.by_channel(k)
-        grid = copies.reshape(level.n, k, 3, -1)[..., :length]
-        np.copyto(grid, self._cached("_shifted", border, length))
-        of_image, of_line, item = copies.strides
-        rows_of_taps = np.ndarray(
-            (3, level.n, count, 3 * k, width),
-            level.dtype,
-            copies,
-            0,
-            (level.pitch * item, of_image, width * item, of_line, item),
-        )
-        blocks = other._cached("_blocks", count, width)
-        products = np.matmul(rows_of_taps, blocks.swapaxes(2, 3))
-        return np.add.reduce(products.reshape(3, level.n * count, 3 * k, r), axis=1)
+    def _places(self, start: int, width: int) -> Array:
+        """(n, width, channels): some of the maps' places."""
+        return self._view((width,), (1,), start).swapaxes(1, 2)
 
     def keep_where_positive(self, y: Planes) -> None:
-        """relu's gradient: zero where y, an output of relu, is zero.
-
-        As whole numbers: y's bits, a whole number from 0 on, limited to 1, times the bits of this.
-        Both passes run at the speed of the cache; a product with a mask of bytes does not.
-        """
-        whole = np.dtype(f"i{self.level.dtype.itemsize}")
-        bits = self.rows.view(whole)
-        bits *= np.minimum(y.rows.view(whole), 1)
+        """relu's gradient: zero where y, an output of relu, is zero."""
+        rows = self.rows
+        np.multiply(rows, y.rows > 0, out=rows)
 
     def relu(self) -> None:
         """max(x, 0) in place."""
-        np.maximum(self.rows, 0, out=self.rows)
+        np.maximum(self.rows, self.level.zeros[: self.rows.shape[2]], out=self.rows)
 
     def sums(self) -> Array:
         """(channels,), the sums over images and positions."""
         return np.add.reduce(np.add.reduce(self.rows, axis=2), axis=0)
+
+
+class Convolver:
+    """Products of planes of one level, with room for the copies they take; for one thread."""
+
+    def __init__(self, level: Level) -> None:
+        self.level = level
+        self._views: dict[Any, Any] = {}
+
+    def correlate(self, x: Planes, matrix: Array, border: int, out: Planes) -> None:
+        """out[r,i,j] = sum over k,p,q of matrix[(p,q,k), r] * x[k, i+p-border, j+q-border].
+
+        matrix (3 * (3 * x.channels + 1), out.channels): behind each row of taps what is added;
+        the sum of that is the bias.
+        """
+        width = whole_lines(out.width, self.level.dtype)
+        transposed = matrix.T
+        for band, copies, windows in self._rows_of_windows(x.channels, width, out.height):
+            np.copyto(copies, x.cached("_shifted_rows", border, *band))
+            np.matmul(transposed, windows, out=out.cached("_products", *band))
+        if out.right is not None:
+            out.right[...] = 0
+
+    def outer(self, x: Planes, border: int, y: Planes) -> Array:
+        """s[p,(k,q),r] = sum over n,i,j of x[k, i+p-border, j+q-border] * y[r,i,j]."""
+        places = y.height * self.level.pitch
+        count = -(-places // SUMMED)
+        width = -(-places // count)  # some places more than there are: zeros in y
+        copies, rows_of_taps = self._rows_of_taps(x.channels, width)
+        shape = (count, 3, self.level.n, 3 * x.channels, y.channels)
+        products = np.empty(shape, self.level.dtype)
+        for block in range(count):
+            start = block * width
+            np.copyto(copies, x.cached("_shifted", border, start, copies.shape[3]))
+            np.matmul(rows_of_taps, y.cached("_places", start, width), out=products[block])
+        return np.add.reduce(products, axis=(0, 2))
+
+    def _rows_of_windows(self, channels: int, width: int, height: int) -> list[Any]:
+        """For bands of an output's rows: the band, room for the copies it reads, their windows."""
+        key = "rows", channels, width, height
+        if key not in self._views:
+            lines = 3 * channels + 1
+            most = max(
+                1, COPIES_BYTES // (self.level.n * lines * width * self.level.dtype.itemsize) - 2
+            )
+            bands = even_cuts(height, most)
+            tallest = max(band.stop - band.start for band in bands)
+            copies = aligned((self.level.n, tallest + 2, lines, width), self.level.dtype)
+            copies[:, :, -1].fill(1)
+            of_image, of_row, of_line, item = copies.strides
+            self._views[key] = [
+                (
+                    (band.start, rows, width),
+                    copies[:, : rows + 2, :-1].reshape(self.level.n, rows + 2, 3, channels, width),
+                    np.ndarray(
+                        (self.level.n, rows, 3 * lines, width),
+                        self.level.dtype,
+                        copies,
+                        0,
+                        (of_image, of_row, of_line, item),
+                    ),
+                )
+                for band in bands
+                for rows in [band.stop - band.start]
+            ]
+        return self._views[key]
+
+    def _rows_of_taps(self, channels: int, width: int) -> tuple[Array, Array]:
+        """Room for copies (n, channels, q, places), and the rows of taps (p, n, (k, q), width)."""
+        key = "taps", channels, width
+        if key not in self._views:
+            length = width + 2 * self.level.pitch
+            copies = aligned(
+                (self.level.n, 3 * channels, _odd_lines(length, self.level.dtype)), self.level.dtype
+            )
+            of_image, of_line, item = copies.strides
+            self._views[key] = (
+                copies.reshape(self.level.n, channels, 3, -1)[..., :length],
+                np.ndarray(
+                    (3, self.level.n, 3 * channels, width),
+                    self.level.dtype,
+                    copies,
+                    0,
+                    (self.level.pitch * item, of_image, of_line, item),
+                ),
+            )
+        return self._views[key]
 
 
 def whole_lines(width: int, dtype: Any) -> int:

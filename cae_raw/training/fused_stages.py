@@ -22,7 +22,7 @@ import numpy as np
 
 from cae_raw.layers import Conv2d, Flatten, Layer, MaxPool2d, MaxUnpool2d, ReLU, Unflatten
 from cae_raw.models import Autoencoder
-from cae_raw.ops.planes import Level, Planes, whole_lines
+from cae_raw.ops.planes import Convolver, Level, Planes, whole_lines
 from cae_raw.ops.planes_pool import PlanesPool, put, take
 from cae_raw.ops.windows import even_cuts
 
@@ -96,7 +96,6 @@ def _levels(
     levels: list[tuple[_Conv, ...]] = []
     pools: list[Layer] = []
     convs: list[_Conv] = []
-    relu = False
     numbers = range(start, start + len(layers))
     kinds = MaxUnpool2d if backwards else MaxPool2d
     for place, layer in enumerate(layers):
@@ -149,6 +148,7 @@ class _Buffers:
     def __init__(self, plan: Plan, n: int) -> None:
         self.plan = plan
         self.levels = [plan.level(k, n) for k in range(len(plan.encoder))]
+        self.convolvers = [Convolver(level) for level in self.levels]
         self.pooled_maps = [
             Planes(level, *convs[-1].out_shape)
             for level, convs in zip(self.levels, plan.encoder, strict=True)
@@ -159,9 +159,7 @@ class _Buffers:
             for level, convs in zip(self.levels, plan.decoder, strict=True)
         ]
         self._gradients: dict[Any, Planes] = {}
-        self.values = [
-            np.empty((n, *pool.shape[1:]), plan.dtype) for pool in self.pools
-        ]
+        self.values = [np.empty((n, *pool.shape[1:]), plan.dtype) for pool in self.pools]
         self.wide = np.empty(self.decoder[0][-1].rows.shape)  # float64: sums keep their digits
 
     def gradient(self, k: int, shape: Shape, other: Planes | None) -> Planes:
@@ -202,22 +200,22 @@ class _Weights:
         for sums in (*self.sums.values(), *self.bias.values()):
             sums.fill(0)
 
-    def apply(self, conv: _Conv, x: Planes, y: Planes) -> None:
+    def apply(self, by: Convolver, conv: _Conv, x: Planes, y: Planes) -> None:
         matrix = self.forward[conv.name]
-        x.correlate(matrix.reshape(-1, matrix.shape[2]), conv.border, y)
+        by.correlate(x, matrix.reshape(-1, matrix.shape[2]), conv.border, y)
         if conv.relu:
             y.relu()
 
-    def add_gradients(self, conv: _Conv, x: Planes, dy: Planes) -> None:
+    def add_gradients(self, by: Convolver, conv: _Conv, x: Planes, dy: Planes) -> None:
         if x.channels <= dy.channels:
-            self.sums[conv.name] += x.outer(conv.border, dy)
+            self.sums[conv.name] += by.outer(x, conv.border, dy)
         else:
-            self.sums[conv.name] += dy.outer(2 - conv.border, x)
+            self.sums[conv.name] += by.outer(dy, 2 - conv.border, x)
         self.bias[conv.name] += dy.sums()
 
-    def back(self, conv: _Conv, dy: Planes, dx: Planes) -> None:
+    def back(self, by: Convolver, conv: _Conv, dy: Planes, dx: Planes) -> None:
         matrix = self.backward[conv.name]
-        dy.correlate(matrix.reshape(-1, matrix.shape[2]), 2 - conv.border, dx)
+        by.correlate(dy, matrix.reshape(-1, matrix.shape[2]), 2 - conv.border, dx)
 
     def store(self, convs: Iterator[_Conv], grads: Mapping[str, Array]) -> None:
         for conv in convs:
@@ -233,10 +231,10 @@ class _Weights:
 class FusedStages:
     """The stages of a chunk; one object serves any number of threads."""
 
-    def __init__(self, plan: Plan, params: Mapping[str, Array]) -> None:
-        self.plan, self.params = plan, params
+    def __init__(self, plan: Plan, model: Autoencoder) -> None:
+        self.plan, self.model, self.images = plan, model, IMAGES
         self._of_thread = threading.local()
-        self._free: dict[int, list[_Kept]] = {n: [] for n in range(1, IMAGES + 1)}
+        self._free: dict[int, list[_Kept]] = {n: [] for n in range(1, self.images + 1)}
 
     def _begin(self) -> _Weights:
         """This thread's weights, as the parameters are now."""
@@ -244,7 +242,7 @@ class FusedStages:
         if "weights" not in own:
             own["weights"], own["buffers"] = _Weights(self.plan), {}
         weights: _Weights = own["weights"]
-        weights.load(self.params)
+        weights.load(self.model.params)  # which may have moved
         weights.clear()
         return weights
 
@@ -261,11 +259,13 @@ class FusedStages:
     def encode(self, x: Array, features: Array) -> list[_Kept]:
         """Fill features (N, F) for images x (N, C, H, W); returns what the other stages need."""
         weights, kept = self._begin(), []
-        for part in even_cuts(len(x), IMAGES):
+        for part in even_cuts(len(x), self.images):
             n = part.stop - part.start
             buffers = self._buffers(n)
-            free = self._free[n]
-            kept.append(free.pop() if free else _Kept(self.plan, buffers.levels))
+            try:
+                kept.append(self._free[n].pop())
+            except IndexError:
+                kept.append(_Kept(self.plan, buffers.levels))
             np.copyto(kept[-1].maps[0][0].content, x[part])
             self._encode(kept[-1], buffers, weights, self._maps(features[part]))
         return kept
@@ -274,7 +274,7 @@ class FusedStages:
         for k, convs in enumerate(self.plan.encoder):
             chain = [*kept.maps[k], buffers.pooled_maps[k]]
             for conv, x, y in zip(convs, chain, chain[1:], strict=False):
-                weights.apply(conv, x, y)
+                weights.apply(buffers.convolvers[k], conv, x, y)
             last = k + 1 == len(self.plan.encoder)
             out = features if last else kept.maps[k + 1][0].content
             buffers.pools[k].forward(chain[-1], out, kept.where[k])
@@ -319,7 +319,7 @@ class FusedStages:
             chain = buffers.decoder[k]
             put(values, kept.where[k], chain[0])
             for conv, x, y in zip(self.plan.decoder[k], chain, chain[1:], strict=False):
-                weights.apply(conv, x, y)
+                weights.apply(buffers.convolvers[k], conv, x, y)
             if k:
                 values = buffers.values[k - 1]
                 np.copyto(values, chain[-1].content)
@@ -333,16 +333,16 @@ class FusedStages:
     ) -> None:
         levels = len(self.plan.decoder)
         for k, convs in enumerate(self.plan.decoder):
-            chain = buffers.decoder[k]
+            chain, by = buffers.decoder[k], buffers.convolvers[k]
             if k:
                 dy = buffers.gradient(k, convs[-1].out_shape, None)
                 np.copyto(dy.content, buffers.values[k - 1])
                 if convs[-1].relu:
                     dy.keep_where_positive(chain[-1])
             for j in reversed(range(len(convs))):
-                weights.add_gradients(convs[j], chain[j], dy)
+                weights.add_gradients(by, convs[j], chain[j], dy)
                 dx = buffers.gradient(k, convs[j].shape, dy)
-                weights.back(convs[j], dy, dx)
+                weights.back(by, convs[j], dy, dx)
                 if j and convs[j - 1].relu:
                     dx.keep_where_positive(chain[j])
                 dy = dx
@@ -367,15 +367,15 @@ class FusedStages:
         self, kept: _Kept, buffers: _Buffers, weights: _Weights, d: Array
     ) -> None:
         for k in reversed(range(len(self.plan.encoder))):
-            convs, maps = self.plan.encoder[k], kept.maps[k]
+            convs, maps, by = self.plan.encoder[k], kept.maps[k], buffers.convolvers[k]
             dy = buffers.gradient(k, convs[-1].out_shape, None)
             put(d, kept.where[k], dy)
             for j in reversed(range(len(convs))):
-                weights.add_gradients(convs[j], maps[j], dy)
+                weights.add_gradients(by, convs[j], maps[j], dy)
                 if not j and not k:
                     return
                 dx = buffers.gradient(k, convs[j].shape, dy)
-                weights.back(convs[j], dy, dx)
+                weights.back(by, convs[j], dy, dx)
                 before = convs[j - 1] if j else self.plan.encoder[k - 1][-1]
                 if before.relu:
                     dx.keep_where_positive(maps[j])

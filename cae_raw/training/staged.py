@@ -69,8 +69,7 @@ class StagedStep(CpuStep):
         self.inputs: dict[int, Array] = {}  # of this process's chunks
         self.traces: dict[int, Trace] = {}
         planned = plan(self.model, problem.image_shape, self.first, self.end)
-        fuse = problem.fused and planned is not None
-        self.fused = FusedStages(planned, self.model.params) if fuse else None
+        self.fused = FusedStages(planned, self.model) if problem.fused and planned else None
         self._kept: dict[int, Any] = {}  # what those leave, by chunk
 
     @staticmethod
