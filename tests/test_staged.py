@@ -341,7 +341,8 @@ def test_only_the_maps_of_the_encoder_wait_for_the_backward_pass(
     fused = {i for i, layer in enumerate(model.stack) if isinstance(layer, ReLU)}
     encoder = sum(size for i, size in enumerate(maps[:8]) if i not in fused)
     grown = (peak(128, 8) - peak(64, 8)) / 64
-    assert 0.9 * encoder < grown < 1.3 * encoder
+    # Maps with zeros around them, and masks of eight bytes; the decoder's would be as much again.
+    assert 0.9 * encoder < grown < 1.6 * encoder
 
 
 def test_no_part_has_gradients_of_the_linear_layers_of_its_own() -> None:

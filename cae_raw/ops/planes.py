@@ -35,7 +35,7 @@ from cae_raw.ops.windows import even_cuts
 Array = Any
 
 FIRST_ROW, ROWS_BELOW = 3, 4  # rows of zeros, for windows that stand out by two and what they read
-COPIES_BYTES = 400_000  # of a convolution's copies at a time
+COPIES_BYTES = 800_000  # of a convolution's copies at a time
 SUMMED = 1024  # positions per product of a weight gradient
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from cae_raw.data.scaling import to_floats
 from cae_raw.layers import Conv2d, Flatten, Layer, MaxPool2d, MaxUnpool2d, ReLU, Unflatten
 from cae_raw.models import Autoencoder
 from cae_raw.ops.planes import Convolver, Level, Planes, whole_lines
@@ -29,7 +30,7 @@ from cae_raw.ops.windows import even_cuts
 Array = Any
 Shape = tuple[int, ...]
 
-IMAGES = 2  # per pass
+IMAGES = 4  # per pass
 LARGEST = 2_000_000  # bytes of an image's shifted copies; larger ones are cut by the layers' way
 
 
@@ -256,17 +257,18 @@ class FusedStages:
         """Rows of features as maps (N, C, H, W)."""
         return rows.reshape(len(rows), *self.plan.features)
 
-    def encode(self, x: Array, features: Array) -> list[_Kept]:
-        """Fill features (N, F) for images x (N, C, H, W); returns what the other stages need."""
+    def encode(self, images: Array, features: Array) -> list[_Kept]:
+        """Fill features (N, F) for images (N, C, H, W), uint8; returns what the others need."""
         weights, kept = self._begin(), []
-        for part in even_cuts(len(x), self.images):
+        for part in even_cuts(len(images), self.images):
             n = part.stop - part.start
             buffers = self._buffers(n)
             try:
                 kept.append(self._free[n].pop())
             except IndexError:
                 kept.append(_Kept(self.plan, buffers.levels))
-            np.copyto(kept[-1].maps[0][0].content, x[part])
+            x = to_floats(images[part], self.model.value_range)
+            np.copyto(kept[-1].maps[0][0].content, x)
             self._encode(kept[-1], buffers, weights, self._maps(features[part]))
         return kept
 

@@ -172,7 +172,7 @@ class StagedStep(CpuStep):
         """A: the chunk's input of the linear layers; its trace, of layers of one kind, is kept."""
         if self.fused is not None:
             features = self.values[self.first][self.rows(k)]
-            self._kept[k] = self.fused.encode(self.load(k), features)
+            self._kept[k] = self.fused.encode(self.images[self.rows(k)], features)
             return
         trace = Trace()
         self.inputs[k] = self.load(k)
