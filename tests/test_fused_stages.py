@@ -214,9 +214,9 @@ def test_other_models_go_layer_by_layer(name: str) -> None:
         engine.step(make_images(3, shape), np.arange(3))
 
 
-def test_large_images_go_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    make, shape = SERVED["deep"]
-    model = make(np.random.default_rng(0))
-    assert fused_stages.plan(model, shape, 9, 11) is not None
-    monkeypatch.setattr(fused_stages, "LARGEST", 10_000)
-    assert fused_stages.plan(model, shape, 9, 11) is None
+@pytest.mark.parametrize(("size", "images"), [(16, 4), (64, 4), (96, 1), (200, 1)])
+def test_fewer_images_per_pass_where_they_are_large(size: int, images: int) -> None:
+    model = build("deep", np.random.default_rng(0), channels=3, size=size, code_size=2)
+    planned = fused_stages.plan(model, (3, size, size), 9, 11)
+    assert planned is not None
+    assert planned.images == images

@@ -5,9 +5,17 @@
                        and back again to the features' gradient
     encoder_gradients  the gradient of the encoder's features --back--> nothing further
 
-It computes what the layers compute, to rounding; it exists because it is faster. A pass takes so
-few images that their maps stay in the second-level cache from one layer to the next; maps stand in
-planes with zeros around (see `planes`), so that nothing is padded or allocated on the way.
+It computes what the layers compute, to rounding; it exists because it is faster: 1,540 us of one
+thread for an image of 3x64x64 instead of 2,350, of which 570 are the floor of the convolutions'
+operations. Maps stand in planes with zeros around (see `planes`), so that nothing is padded or
+allocated on the way from one layer to the next, and what the layers do in passes of their own goes
+with another: the bias is a row of the product, the masks of a pooling are places that unpooling and
+both gradients use as they are, ReLU's gradient before a pooling is taken where the maxima are.
+
+The larger the images the more it gains, 10 % less time at 16x16, 30 % at 96x96, half at 256x256.
+
+What did not pay: pooling a few channels at a time (5 to 40 % more time for the encoder), bands of
+rows whose copies take a tenth of the cache (2 % more in all).
 """
 
 from __future__ import annotations
@@ -15,7 +23,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -30,8 +37,8 @@ from cae_raw.ops.windows import even_cuts
 Array = Any
 Shape = tuple[int, ...]
 
-IMAGES = 4  # per pass
-LARGEST = 2_000_000  # bytes of an image's shifted copies; larger ones are cut by the layers' way
+IMAGES = 4  # at most per pass, which takes 3 % less time than two and 7 % less than eight
+PASS_BYTES = 2_400_000  # of all shifted copies of a pass, if there were room for all at a time
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,21 @@ class Plan:
         )
         return Level(n, max(shape[1] for shape in maps), pitch, self.dtype)
 
+    @property
+    def copies(self) -> int:
+        """Bytes of the most that a convolution copies of an image."""
+        return max(
+            3 * conv.shape[0] * level.height * level.pitch * level.dtype.itemsize
+            for k in range(len(self.encoder))
+            for level in [self.level(k, 0)]
+            for conv in (*self.encoder[k], *self.decoder[k])
+        )
+
+    @property
+    def images(self) -> int:
+        """So many go through together."""
+        return max(1, min(IMAGES, PASS_BYTES // self.copies))
+
 
 def plan(model: Autoencoder, image_shape: Shape, first: int, end: int) -> Plan | None:
     """For a model with linear layers from `first` to `end`; None if this is not the way for it."""
@@ -76,15 +98,8 @@ def plan(model: Autoencoder, image_shape: Shape, first: int, end: int) -> Plan |
     up = _levels(decoder[:0:-1], shapes, end + 1, backwards=True)
     if down is None or up is None or down[1] != up[1]:
         return None
-    planned = Plan(down[0], up[0], shapes[first - 1], model.parameters.dtype)
-    copies = max(
-        3 * conv.shape[0] * prod(planned_level) * planned.dtype.itemsize
-        for k in range(len(planned.encoder))
-        for level in [planned.level(k, 0)]
-        for planned_level in [(level.height, level.pitch)]
-        for conv in (*planned.encoder[k], *planned.decoder[k])
-    )
-    return planned if copies <= LARGEST and not planned.decoder[0][-1].relu else None
+    planned = Plan(down[0], up[0], tuple(shapes[first - 1]), model.parameters.dtype)
+    return None if planned.decoder[0][-1].relu else planned
 
 
 def _levels(
@@ -233,7 +248,7 @@ class FusedStages:
     """The stages of a chunk; one object serves any number of threads."""
 
     def __init__(self, plan: Plan, model: Autoencoder) -> None:
-        self.plan, self.model, self.images = plan, model, IMAGES
+        self.plan, self.model, self.images = plan, model, plan.images
         self._of_thread = threading.local()
         self._free: dict[int, list[_Kept]] = {n: [] for n in range(1, self.images + 1)}
 
