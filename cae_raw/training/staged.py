@@ -20,6 +20,8 @@ that made it, which therefore gets the same chunks there. A wave is at most WAVE
 this is bounded; further waves add their gradients to those of the first. The bits of the result
 depend on none of this but the sizes of chunks, blocks and waves, which are functions of the model,
 the image size and the batch: sums run in the order of chunks and waves, whoever computed them.
+
+A, C and E go layer by layer, or for the usual kinds of layers by `fused_stages`.
 """
 
 from __future__ import annotations
