@@ -68,7 +68,7 @@ class Optimizer(ABC):
     def lr(self, value: float) -> None:
         control = self.model.backend.to_numpy(self.state["control"]).copy()
         control[ops.LR] = value
-        self.state["control"] = self.model.backend.asarray(control)
+        self.state["control"][...] = control  # in place: a recorded step reads it there
 
     def penalty(self) -> float:
         """The value of the penalty term for the parameters as they are."""

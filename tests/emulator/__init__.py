@@ -16,6 +16,7 @@ from .compile import CompileError, EmulatorError, compiler
 from .fake_cupy import default_sanitizer, installed, make
 from .kernel import launch_count
 from .memory import OutOfMemoryError, check_red_zones
+from .streams import deferred
 
 __all__ = [
     "CompileError",
@@ -24,6 +25,7 @@ __all__ = [
     "available",
     "check_order_independence",
     "check_red_zones",
+    "deferred",
     "emulated_cupy",
     "installed",
     "launch_count",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import weakref
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
 
 from .compile import EmulatorError
 from .memory import Allocation, OutOfMemoryError
+from .streams import Stream, current_stream, do, drain, refuse_while_capturing
 
 
 class MemoryPointer:
@@ -16,6 +20,45 @@ class MemoryPointer:
     def __init__(self, ptr: int, mem: Allocation) -> None:
         self.ptr = ptr
         self.mem = mem
+
+    def copy_from_device_async(
+        self, src: MemoryPointer, size: int, stream: Stream | None = None
+    ) -> None:
+        """As the launches of a graph, one that is recorded finds both by their addresses."""
+        to, source = self._bytes(size), src._bytes(size)
+        do(lambda: np.copyto(to(), source()), stream)
+
+    def copy_from_host_async(self, mem: int, size: int, stream: Stream | None = None) -> None:
+        """Reads the host's memory, which has to be pinned, when the stream comes to it."""
+        refuse_while_capturing("a copy from the host")
+        to = self._bytes(size)
+        do(lambda: ctypes.memmove(to().ctypes.data, mem, size), stream)
+
+    def _bytes(self, size: int) -> Callable[[], np.ndarray]:
+        start = self.ptr - self.mem.address
+        if not 0 <= start <= start + size <= self.mem.nbytes:
+            raise EmulatorError(f"a copy of {size} bytes is outside of the array")
+        memory = _memory_of(self.mem)
+        return lambda: memory().data[start : start + size]
+
+
+def _memory_of(allocation: Allocation) -> Callable[[], Allocation]:
+    """How work finds its memory: a graph does not keep it, as a graph of CUDA does not."""
+    if not current_stream().is_capturing():
+        return lambda: allocation
+    reference = weakref.ref(allocation)
+
+    def find() -> Allocation:
+        found = reference()
+        if found is None:
+            raise EmulatorError("a graph uses memory that was freed after it was recorded")
+        return found
+
+    return find
+
+
+Allocator = Callable[[int], MemoryPointer]
+allocators: list[Allocator] = []  # the last one is used, none: the device's memory
 
 
 # Kilobytes of shared memory that one block may have, by compute capability.
@@ -30,6 +73,7 @@ class DeviceState:
     ) -> None:
         self.id = index
         self.used = 0
+        self.allocations = 0  # so far
         self.total = total
         self.multiprocessors = multiprocessors
         self.compute_capability = compute_capability
@@ -88,16 +132,16 @@ class ndarray:
     __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
-        return bool(self._host)
+        return bool(self.get())
 
     def __float__(self) -> float:
-        return float(self._host)
+        return float(self.get())
 
     def __int__(self) -> int:
-        return int(self._host)
+        return int(self.get())
 
     def item(self) -> Any:
-        return self._host.item()
+        return self.get().item()
 
     def get(
         self,
@@ -107,6 +151,7 @@ class ndarray:
         blocking: bool = True,
     ) -> np.ndarray:
         """A copy in host memory."""
+        drain()
         if (damage := self._allocation.damage()) is not None:
             raise EmulatorError(damage)
         if out is None:
@@ -124,15 +169,33 @@ class ndarray:
             raise TypeError(f"{arr.dtype} array cannot be set to {self.dtype} array")
         if arr.shape != self.shape:
             raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {arr.shape}")
-        self._host[...] = arr
+        refuse_while_capturing("a copy from the host")
+        copy = arr.copy()  # CuPy has one in pinned memory, or waits
+        do(lambda: np.copyto(self._host, copy), stream)
 
     def copy(self, order: str = "C") -> ndarray:
         result = self._empty(self.shape, self.dtype)
-        result._host[...] = self._host
+        result[...] = self
         return result
 
     def fill(self, value: Any) -> None:
-        self._host.fill(value)
+        find = self.recorded() if current_stream().is_capturing() else lambda: self
+        do(lambda: find()._host.fill(value))
+
+    def recorded(self) -> Callable[[], ndarray]:
+        """How a graph finds this array: by its address, as long as its memory is not freed."""
+        if not self._host.flags.c_contiguous:
+            raise EmulatorError("only contiguous arrays can be part of a graph here")
+        start, nbytes = self.data.ptr - self._allocation.address, self.nbytes
+        kind, dtype, shape = type(self), self.dtype, self.shape
+        memory = _memory_of(self._allocation)
+
+        def find() -> ndarray:
+            allocation = memory()
+            host = allocation.data[start : start + nbytes].view(dtype).reshape(shape)
+            return kind(allocation, host)
+
+        return find
 
     def reshape(self, *shape: Any, order: str = "C") -> ndarray:
         if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)):
@@ -171,13 +234,15 @@ class ndarray:
         if isinstance(value, ndarray):
             if value.dtype != self.dtype:
                 raise TypeError(f"{value.dtype} array copied to {self.dtype} array")
-            target[...] = value._host
+            refuse_while_capturing("an assignment, which may compile a kernel of CuPy,")
+            do(lambda: np.copyto(target, np.broadcast_to(value._host, target.shape)))
         elif isinstance(value, np.ndarray):
             if target.shape != self.shape or value.dtype != self.dtype:
                 raise TypeError("a NumPy array can only be assigned to a whole array of its dtype")
-            target[...] = value
+            self.set(value)
         elif np.isscalar(value):
-            target[...] = value
+            refuse_while_capturing("an assignment, which may compile a kernel of CuPy,")
+            do(lambda: target.fill(value))
         else:
             raise TypeError(f"cannot assign {type(value).__name__} to an emulated device array")
 
@@ -194,10 +259,17 @@ def empty_on(kind: type[ndarray], device: DeviceState, shape: Any, dtype: Any) -
             raise ValueError("Negative dimensions are not allowed")
         count *= length
     nbytes = count * dtype.itemsize
+    source = allocators[-1] if allocators else lambda size: allocate(device, size)
+    allocation = source(nbytes).mem
+    return kind(allocation, allocation.data.view(dtype).reshape(shape))
+
+
+def allocate(device: DeviceState, nbytes: int) -> MemoryPointer:
     if device.used + nbytes > device.total:
         raise OutOfMemoryError(
             f"Out of memory allocating {nbytes:,} bytes (allocated so far: {device.used:,} bytes)."
         )
     device.used += nbytes
+    device.allocations += 1
     allocation = Allocation(nbytes, device)
-    return kind(allocation, allocation.data.view(dtype).reshape(shape))
+    return MemoryPointer(allocation.address, allocation)

@@ -2,72 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import time
 import types
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from .array import DeviceState, MemoryPointer
-from .kernel import DEFAULT_SHARED, CUDARuntimeError
+from .array import Allocator, DeviceState, MemoryPointer, allocate, allocators
+from .kernel import DEFAULT_SHARED
 from .memory import OutOfMemoryError
-
-
-class Stream:
-    """Everything is done when the launch returns, so that a stream has nothing to wait for."""
-
-    null: Stream
-    _stack: ClassVar[list[Stream]] = []
-
-    def __init__(
-        self,
-        null: bool = False,
-        non_blocking: bool = False,
-        ptds: bool = False,
-        priority: Any = None,
-    ) -> None:
-        self.ptr = 0 if null else id(self)
-        self.non_blocking = non_blocking
-        self.done = True
-
-    def __enter__(self) -> Stream:
-        Stream._stack.append(self)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        Stream._stack.pop()
-
-    def use(self) -> Stream:
-        Stream._stack[-1:] = [self]
-        return self
-
-    def synchronize(self) -> None:
-        pass
-
-    def record(self, event: Any = None) -> Any:
-        event = event or Event()
-        event.record(self)
-        return event
-
-    def wait_event(self, event: Any) -> None:
-        pass
-
-
-Stream.null = Stream(null=True)
-
-
-class Event:
-    """Times on the host's clock."""
-
-    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
-        self.time = 0.0
-        self.done = True
-
-    def record(self, stream: Any = None) -> None:
-        self.time = time.perf_counter()
-
-    def synchronize(self) -> None:
-        pass
+from .streams import CUDARuntimeError, Event, Graph, Stream, current_stream, drain
 
 
 class PinnedMemory(bytearray):
@@ -120,6 +64,7 @@ def make_cuda(states: list[DeviceState]) -> types.ModuleType:
 
         def synchronize(self) -> None:
             state(self.id)
+            drain()
 
         compute_capability = property(lambda self: state(self.id).compute_capability)
         pci_bus_id = property(lambda self: f"0000:0{self.id}:00.0")
@@ -166,7 +111,7 @@ def make_cuda(states: list[DeviceState]) -> types.ModuleType:
         driverGetVersion=lambda: 13000,
         runtimeGetVersion=lambda: 13000,
         getDeviceProperties=properties,
-        deviceSynchronize=lambda: None,
+        deviceSynchronize=drain,
         memGetInfo=lambda: Device().mem_info,
     )
     memory = make_module("cupy.cuda.memory", OutOfMemoryError=OutOfMemoryError)
@@ -175,11 +120,15 @@ def make_cuda(states: list[DeviceState]) -> types.ModuleType:
         Device=Device,
         Stream=Stream,
         Event=Event,
+        Graph=Graph,
+        MemoryPool=lambda: MemoryPool(lambda: state(chosen[0])),
+        using_allocator=using_allocator,
         runtime=runtime,
+        driver=make_module("cupy.cuda.driver", CUDADriverError=CUDADriverError),
         memory=memory,
         MemoryPointer=MemoryPointer,
         is_available=lambda: len(states) > 0,
-        get_current_stream=lambda: Stream._stack[-1] if Stream._stack else Stream.null,
+        get_current_stream=current_stream,
         get_elapsed_time=lambda start, end: 1e3 * (end.time - start.time),
         alloc_pinned_memory=lambda size: PinnedMemory(max(int(size), 1)),
         get_device_id=lambda: chosen[0],
@@ -187,11 +136,28 @@ def make_cuda(states: list[DeviceState]) -> types.ModuleType:
     )
 
 
+class CUDADriverError(RuntimeError):
+    """Stands for cupy.cuda.driver.CUDADriverError, which a refused launch raises."""
+
+
+@contextlib.contextmanager
+def using_allocator(allocator: Allocator) -> Iterator[None]:
+    """For a while, new arrays take their memory from `allocator`."""
+    allocators.append(allocator)
+    try:
+        yield
+    finally:
+        allocators.pop()
+
+
 class MemoryPool:
     """Bytes in use; nothing is kept back for reuse."""
 
     def __init__(self, current: Callable[[], DeviceState]) -> None:
         self._current = current
+
+    def malloc(self, size: int) -> MemoryPointer:
+        return allocate(self._current(), size)
 
     def used_bytes(self) -> int:
         return self._current().used

@@ -55,7 +55,7 @@ def make(
 
     def zeros(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
         result = empty(shape, dtype)
-        result._host[...] = 0
+        result.fill(0)
         return result
 
     def asarray(a: Any, dtype: Any = None, order: Any = None, blocking: bool = False) -> ndarray:
@@ -65,7 +65,7 @@ def make(
             return a
         host = np.asarray(a, dtype=dtype)
         result = empty(host.shape, host.dtype)
-        result._host[...] = host
+        result.set(host)
         return result
 
     def array(a: Any, dtype: Any = None, copy: bool = True, order: Any = None) -> ndarray:
@@ -118,6 +118,7 @@ def installed(module: types.ModuleType) -> Iterator[types.ModuleType]:
         "cupy": module,
         "cupy.cuda": module.cuda,
         "cupy.cuda.runtime": module.cuda.runtime,
+        "cupy.cuda.driver": module.cuda.driver,
         "cupy.cuda.memory": module.cuda.memory,
     }
     old = {name: sys.modules.get(name) for name in names}

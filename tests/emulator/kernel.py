@@ -11,6 +11,7 @@ import numpy as np
 from . import compile as compiling
 from .array import DeviceState, ndarray
 from .compile import EmulatorError
+from .streams import CUDARuntimeError, current_stream, do, refuse_while_capturing
 
 MAX_GRID = (2**31 - 1, 65535, 65535)
 MAX_BLOCK = (1024, 1024, 64)
@@ -22,14 +23,6 @@ _launches = 0
 def launch_count() -> int:
     """Kernels that this process has emulated so far."""
     return _launches
-
-
-class CUDARuntimeError(RuntimeError):
-    """Stands for cupy.cuda.runtime.CUDARuntimeError."""
-
-    def __init__(self, status: str) -> None:
-        super().__init__(status)
-        self.status = status
 
 
 class Emulation:
@@ -169,7 +162,6 @@ class RawKernel:
         shared_mem: int = 0,
         stream: Any = None,
     ) -> None:
-        global _launches
         grid, block = self._check_shape(grid, block, int(shared_mem))
         signature = self._info.signature
         if len(args) != len(signature):
@@ -177,12 +169,22 @@ class RawKernel:
         values = [
             self._argument(i, a, c) for i, (a, c) in enumerate(zip(args, signature, strict=True))
         ]
+        if (stream or current_stream()).is_capturing():
+            made = [a.recorded() if isinstance(a, ndarray) else lambda a=a: a for a in args]
+            do(lambda: self._launch(grid, block, [a() for a in made], values, int(shared_mem)))
+        else:
+            do(lambda: self._launch(grid, block, args, values, int(shared_mem)), stream)
+
+    def _launch(
+        self, grid: Any, block: Any, args: Sequence[Any], values: Sequence[Any], shared_mem: int
+    ) -> None:
+        global _launches
         arrays = {id(a._allocation): a._allocation for a in args if isinstance(a, ndarray)}
 
         def run(seed: int) -> None:
             self._get_library().launch(
                 self.name, grid, block, [ctypes.addressof(v) for v in values],
-                int(shared_mem), seed, self._flush, self._emulation.seconds,
+                shared_mem, seed, self._flush, self._emulation.seconds,
             )  # fmt: skip
             for i, a in enumerate(args):
                 if isinstance(a, ndarray) and (damage := a._allocation.damage()) is not None:
@@ -274,6 +276,7 @@ class RawModule:
         self._library()
 
     def get_function(self, name: str) -> RawKernel:
+        refuse_while_capturing(f"{name} is compiled or loaded")
         if name not in self._library().kernels:
             raise CUDARuntimeError(f"CUDA_ERROR_NOT_FOUND: named symbol not found: {name}")
         # CuPy always compiles with -ftz=true.
