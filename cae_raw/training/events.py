@@ -68,6 +68,7 @@ class EventRecorder:
         state = trainer.state
         self.trainer, self.epochs = trainer, epochs
         self.batches_apart = max(1, trainer.batches_per_epoch // BATCHES)
+        trainer.report_batches = self.batches_apart
 
         def is_before(event: Event) -> bool:
             """Whether a resumed training will not write the event again."""

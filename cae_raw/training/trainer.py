@@ -11,12 +11,18 @@ from typing import Any
 import numpy as np
 
 from cae_raw.data.base import Dataset, Images
+from cae_raw.data.lmdb_stream import LmdbSplit
 from cae_raw.errors import InputError
 from cae_raw.figures import Figures
 from cae_raw.models import Autoencoder
+from cae_raw.training.device_step import DeviceStep
 from cae_raw.training.engine import Engine
 from cae_raw.training.feed import Feed
 from cae_raw.training.optimizers import Optimizer
+
+Array = Any
+
+REPORT_SECONDS = 0.2  # of training on a GPU, after which its errors are read
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,10 @@ class TrainState:
 
 @dataclass(frozen=True)
 class BatchDone:
-    """A batch was trained on."""
+    """A batch was trained on; on a GPU, where to ask for an error is to wait, perhaps several."""
 
-    images: int
-    half_mse: float  # of this batch, before the step
+    images: int  # since the last of these events
+    half_mse: float  # of the last batch, before its step
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,10 @@ class Trainer:
         lr_decay_epochs, lr_decay_factor: every so many epochs the learning rate is multiplied by
             the factor; 0 epochs: never.
         loss, sparsity, threads: as for `Engine`.
+
+    Attributes:
+        report_batches: on a GPU errors are read every `REPORT_SECONDS` and at the end of an epoch;
+            also after every so many batches of an epoch if this is not 0.
 
     Raises:
         InputError: for a model that is no Autoencoder, sizes below 1, an empty split, or images
@@ -134,6 +144,11 @@ class Trainer:
             model, dataset.train.image_shape, loss=loss, sparsity=sparsity, threads=threads
         )
         self._feed = Feed(model.backend)
+        self.report_batches = 0
+        self._device_step: DeviceStep | None = None
+        if not self.engine.on_cpu:
+            streamed = isinstance(dataset.train, LmdbSplit)
+            self._device_step = DeviceStep(self.engine, optimizer, batch_size, streamed=streamed)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -174,18 +189,43 @@ class Trainer:
             train, self.seed, state.epoch, self.batch_size, start=state.batch, flip=self.flip
         )
         started = time.perf_counter()
+        sizes: list[int] = []  # of the batches whose errors were not read yet
+        if self._device_step is not None:
+            self._device_step.errors()  # of steps after which an exception came
         for images, indices in batches:
-            total = self.engine.step(images, indices)
-            with np.errstate(over="ignore", invalid="ignore"):  # `_finite` tells it better
-                self.optimizer.step(self.engine.gradients, self.engine.in_order)
-            error = float(self.model.backend.to_numpy(total)[0])
-            half_mse = self._finite(error / (2 * len(indices) * elements))
-            state.batch += 1
-            state.step += 1
-            state.squared_error += error
+            sizes.append(len(indices))
+            if self._device_step is None:
+                errors = [self._step(images, indices)]
+            else:
+                self._device_step(images, indices)
+                if not self._is_due(state.batch + len(sizes), started):
+                    continue
+                errors = self._device_step.errors()
+            for size, error in zip(sizes, errors, strict=True):
+                half_mse = self._finite(error / (2 * size * elements))
+                state.batch += 1
+                state.step += 1
+                state.squared_error += error
             state.seconds += time.perf_counter() - started
-            yield BatchDone(len(indices), half_mse)
+            yield BatchDone(sum(sizes), half_mse)
+            sizes.clear()
             started = time.perf_counter()  # waiting for the next batch is part of training
+
+    def _step(self, images: Array, indices: np.ndarray) -> float:
+        """Train on a batch on the CPU; returns its sum of squared errors."""
+        total = self.engine.step(images, indices)
+        with np.errstate(over="ignore", invalid="ignore"):  # `_finite` tells it better
+            self.optimizer.step(self.engine.gradients, self.engine.in_order)
+        return float(total[0])
+
+    def _is_due(self, batch: int, started: float) -> bool:
+        """Whether a GPU's errors are read now that so many batches of the epoch are done."""
+        return (
+            batch == self.batches_per_epoch
+            or bool(self.report_batches and batch % self.report_batches == 0)
+            or time.perf_counter() - started >= REPORT_SECONDS
+            or (self._device_step is not None and self._device_step.full)
+        )
 
     def _end_epoch(self) -> EpochDone:
         state, train = self.state, self.dataset.train
