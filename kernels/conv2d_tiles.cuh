@@ -118,7 +118,7 @@ __device__ __forceinline__ void stage(float (&staged)[CAPACITY], const Source& s
 // which is the derivative of the ReLU that made the map `gate`.
 struct ToMap {
   float* y;           // (maps, height, width)
-  const float* b;     // of the first of this thread's channels on, or null
+  const float* b;     // (channels) or null
   const float* gate;  // (maps, height, width) or null
   int height, width, activation;
 
@@ -131,15 +131,17 @@ struct ToMap {
     for (int t = 0; t < PER_THREAD; ++t) {
       if (channel + t >= channels) break;
       const float bias = b ? b[channel + t] : 0.0f;
-      // The address of the first output; the others are whole rows further.
-      long long at = ((map + channel + t) * height + row) * width + column;
+      // Addresses stepped by whole rows take fewer registers than one for each output.
+      const long long first = ((map + channel + t) * height + row) * width + column;
+      float* to = y + first;
+      const float* of_gate = gate + first;
 #pragma unroll
-      for (int k = 0; k < PIXELS; ++k, at += width) {
+      for (int k = 0; k < PIXELS; ++k, to += width, of_gate += width) {
         if (row + k < height) {
           float v = activate(sum[t][k] + bias, activation);
           // A product, not a choice, so that a NaN is seen even where the unit is off.
-          if (gate) v *= gate[at] > 0.0f ? 1.0f : 0.0f;
-          y[at] = v;
+          if (gate) v *= *of_gate > 0.0f ? 1.0f : 0.0f;
+          *to = v;
         }
       }
     }
@@ -156,7 +158,7 @@ struct ToMap {
 struct ToPooled {
   float* y;             // (maps, height, width): the size after pooling
   unsigned char* mask;  // (maps, height, width)
-  const float* b;
+  const float* b;       // (channels)
   int height, width, activation;
 
   template <int PER_THREAD, int PIXELS>

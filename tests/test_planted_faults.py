@@ -136,10 +136,10 @@ FAULTS = [
           "!(taps[tap] < best)", "conv2d_pool_forward", "equal-values"),
     Fault("nan-loses-in-a-fused-window", "conv2d_tiles.cuh", "!(taps[tap] <= best) && best == best",
           "taps[tap] > best", "conv2d_pool_forward", "equal-values"),
-    Fault("gate-forgotten", "conv2d_tiles.cuh", "if (gate) v *= gate[at] > 0.0f ? 1.0f : 0.0f;\n  "
-          "        y", "y", "conv2d_pool_backward_input", "deep-12-12-odd"),
+    Fault("gate-forgotten", "conv2d_tiles.cuh", "if (gate) v *= *of_gate > 0.0f ? 1.0f : 0.0f;", "",
+          "conv2d_pool_backward_input", "deep-12-12-odd"),
     Fault("gate-of-the-selected-forgotten", "conv2d_tiles.cuh",
-          "if (gate) v *= gate[at] > 0.0f ? 1.0f : 0.0f;\n        y", "y",
+          "if (gate) v *= gate[at] > 0.0f ? 1.0f : 0.0f;", "",
           "unpool_conv2d_backward_input", "deep-12-12-odd"),
     Fault("mask-that-names-no-place", "conv2d_tiles.cuh", "if (winner > 3) v = 0.0f;", "",
           "unpool_conv2d_backward_input", "deep-12-12-odd"),
