@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cae_raw.models import Autoencoder, build
+from cae_raw.training.device_step import DeviceStep
 from cae_raw.training.engine import Engine
 from cae_raw.training.optimizers import Adam
 from on_gpu.device import Bench
@@ -43,20 +44,35 @@ def batch(images: np.ndarray, size: int, number: int) -> np.ndarray:
     return np.random.default_rng([2, number]).integers(0, len(images), size)
 
 
-def our_step(images: np.ndarray, backend: Any) -> Step:
-    """A step of cae-raw; returns the sum of squared errors, still on the device."""
+def our_step(images: np.ndarray, backend: Any, size: int, *, recorded: bool) -> tuple[Step, Step]:
+    """A step of cae-raw, and one that returns the batch's sum of squared errors.
+
+    Recorded as a CUDA graph, which is what a training does, or launched kernel by kernel.
+    """
     model = new_model()
     model.to(backend)
     placed = backend.asarray(images)
     engine = Engine(model, images.shape[1:], threads=1)
     optimizer = Adam(model, lr=LR)
+    device_step = DeviceStep(engine, optimizer, size)
 
-    def step(indices: np.ndarray) -> Any:
+    def launch(indices: np.ndarray) -> Any:
         total = engine.step(placed, indices)
         optimizer.step(engine.gradients)
         return total
 
-    return step
+    def replay(indices: np.ndarray) -> None:
+        if device_step.full:
+            device_step.errors()
+        device_step(placed, indices)
+
+    def replay_and_read(indices: np.ndarray) -> float:
+        replay(indices)
+        return device_step.errors()[-1]
+
+    if recorded:
+        return replay, replay_and_read
+    return launch, lambda indices: float(backend.to_numpy(launch(indices))[0])
 
 
 def reference_losses(images: np.ndarray, size: int) -> list[float]:
@@ -108,25 +124,20 @@ def milliseconds(
 
 def run(bench: Bench, record: Record) -> None:
     """Time the step at each batch size, with and without reading the loss after every step."""
-    images, tiny = data(bench.emulated), bench.emulated
-    to_numpy, wait = bench.backend.to_numpy, bench.backend.synchronize
+    images, tiny, wait = data(bench.emulated), bench.emulated, bench.backend.synchronize
     for size in (2,) if tiny else BATCHES:
-        step = our_step(images, bench.backend)
-
-        def with_loss(indices: np.ndarray, step: Step = step) -> float:
-            return float(to_numpy(step(indices))[0])
-
         expected = reference_losses(images, size)
         elements = size * images[0].size
-        losses = [
-            with_loss(batch(images, size, number)) / (2 * elements)
-            for number in range(COMPARED_STEPS)
-        ]
-        difference = worst_difference(losses, expected)
-        if difference > TOLERANCE:
-            raise ArithmeticError(f"losses at batch {size} differ from NumPy's by {difference}")
-        subject = {"batch": size, "worst_loss_difference": difference}
-        found = milliseconds(step, images, size, wait, tiny)
-        record.add("steps", {**subject, "reads_loss": False, **found})
-        found = milliseconds(with_loss, images, size, wait, tiny)
-        record.add("steps", {**subject, "reads_loss": True, **found})
+        for recorded in (False, True):
+            step, with_loss = our_step(images, bench.backend, size, recorded=recorded)
+            losses = [
+                with_loss(batch(images, size, number)) / (2 * elements)
+                for number in range(COMPARED_STEPS)
+            ]
+            difference = worst_difference(losses, expected)
+            if difference > TOLERANCE:
+                raise ArithmeticError(f"losses at batch {size} differ from NumPy's by {difference}")
+            subject = {"batch": size, "recorded": recorded, "worst_loss_difference": difference}
+            for reads_loss, timed in ((False, step), (True, with_loss)):
+                found = milliseconds(timed, images, size, wait, tiny)
+                record.add("steps", {**subject, "reads_loss": reads_loss, **found})
