@@ -19,7 +19,7 @@ A row of ones behind each 3K brings the bias. Widths are whole cache lines: 54 u
 twelve channels at 60x60, at a floor of 55; what lands right of the map is put to zero.
 
 Weight gradients sum over positions, which for products want to be many in a row: about a thousand
-(64 us instead of 84 for nearly four thousand, and 112 for one row of 64). So they take three
+(64 us instead of 72 for nearly two thousand, and 112 for one row of 64). So they take three
 copies of another arrangement, (k, q, l), of the operand with fewer channels.
 """
 
