@@ -314,14 +314,16 @@ def evaluate_command(
         typer.echo(line)
 
 
-app.command("show")(app_models.show_command)
-app.command("compare")(app_reports.compare_command)
-app.command("report")(app_reports.report_command)
+app.command("show", short_help="Draw what a model has learned.")(app_models.show_command)
+app.command("compare", short_help="Put runs beside each other.")(app_reports.compare_command)
+app.command("report", short_help="Write a page of HTML about some runs.")(
+    app_reports.report_command
+)
 app.command("reconstruct")(app_models.reconstruct_command)
 app.command("encode")(app_models.encode_command)
 app.command("decode")(app_models.decode_command)
 app.command("classify")(app_use.classify_command)
-app.command("score")(app_use.score_command)
+app.command("score", short_help="Rank images by reconstruction error.")(app_use.score_command)
 app.command("info")(app_models.info_command)
 app.add_typer(app_data.app, name="data")
 app.command("bench", short_help="Measure speed, beside PyTorch and JAX.")(app_bench.bench_command)

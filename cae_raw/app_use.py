@@ -68,7 +68,8 @@ def classify_command(
     random_encoder: Annotated[
         bool,
         typer.Option(
-            "--random-encoder", help="Draw the encoder's weights: what did its training bring?"
+            "--random-encoder",
+            help="Draw the encoder's weights anew, to see what its training brought.",
         ),
     ] = False,
     out: Annotated[
