@@ -72,6 +72,7 @@ def new_trainer(
     *,
     layered: bool = False,
     recorded: bool = True,
+    flip: bool = False,
 ) -> Trainer:
     made = make(model)
     if layered:
@@ -79,7 +80,7 @@ def new_trainer(
     made.to(backend)
     new = Trainer(
         made, data, optimizer(made), batch_size=BATCH, seed=2, lr_decay_epochs=2,
-        lr_decay_factor=0.5,
+        lr_decay_factor=0.5, flip=flip,
     )  # fmt: skip
     step_of(new)._possible = recorded
     return new
@@ -331,6 +332,15 @@ def test_streamed_batches_are_replayed_too(backend: Backend, tmp_path: Path) -> 
     recorded = trained(backend, data)
     assert step_of(recorded)._graph is not None
     assert contents(recorded) == contents(launched)
+
+
+def test_flipped_batches_are_replayed_too(
+    emulated: CudaBackend, data: Dataset, expected: dict[str, Any]
+) -> None:
+    recorded = trained(emulated, data, flip=True)
+    assert step_of(recorded)._graph.launches == EPOCHS * 5 - 1
+    assert contents(recorded) == contents(trained(emulated, data, flip=True, recorded=False))
+    assert contents(recorded) != expected
 
 
 # --- where it is not possible ---------------------------------------------------------------

@@ -44,8 +44,8 @@ class DeviceStep:
         engine: on a GPU; with the model's fused step or layer by layer.
         optimizer: of the engine's model.
         batch_size: images of a full batch.
-        streamed: each batch comes in an array of its own. It is copied to where the graph reads
-            it, which on a GPU takes a thousandth of what it took to get there.
+        streamed: each batch comes in an array of its own, because it is read from a database or
+            flipped. It is copied to where the graph reads it: 3 MB for 1,024 images of 32x32.
     """
 
     def __init__(

@@ -147,7 +147,7 @@ class Trainer:
         self.report_batches = 0
         self._device_step: DeviceStep | None = None
         if not self.engine.on_cpu:
-            streamed = isinstance(dataset.train, LmdbSplit)
+            streamed = flip or isinstance(dataset.train, LmdbSplit)
             self._device_step = DeviceStep(self.engine, optimizer, batch_size, streamed=streamed)
 
     @property
