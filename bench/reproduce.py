@@ -7,8 +7,8 @@ images, 150 epochs) on MNIST and CIFAR-10, with and without the L2 penalty, from
 writes bench/results/reproduction.json, the table in docs/reproduction.md and the loss curves. A run
 takes about a quarter of an hour on two cores; whatever was stopped goes on where it was, finished
 runs are only read. The article's code scaled MNIST to [-0.5, 0.5] and had a linear decoder when the
-article appeared; that is a setting of its own. `--finished` trains nothing and reads the runs that are
-there; `--write-only` writes the document again from the results.
+article appeared; that is a setting of its own. `--finished` trains nothing and reads the runs that
+are there; `--write-only` writes the document again from the results.
 """
 
 from __future__ import annotations
