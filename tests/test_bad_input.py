@@ -292,6 +292,8 @@ def test_ctrl_c_during_a_download(tmp_path: Path) -> None:
             text=True,
             env={**os.environ, **env},
             cwd=tmp_path,
+            # Whoever runs the tests in the background may have had SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         silent.settimeout(60)
         connection, _ = silent.accept()
