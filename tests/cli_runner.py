@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -98,3 +99,8 @@ def on_terminal(*arguments: object) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
     )
+
+
+def heed_ctrl_c() -> None:
+    """For `preexec_fn`: tests in the background may have SIGINT ignored, and would pass it on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bad_input_cases import MORE, RUN, TABLE, Row, rows
-from cli_runner import ROOT, TRAIN, Here, command, isolate, picture, spawn
+from cli_runner import ROOT, TRAIN, Here, command, heed_ctrl_c, isolate, picture, spawn
 from lmdb_cases import key, pixels, record, write
 
 from cae_raw.app import main
@@ -292,8 +292,7 @@ def test_ctrl_c_during_a_download(tmp_path: Path) -> None:
             text=True,
             env={**os.environ, **env},
             cwd=tmp_path,
-            # Whoever runs the tests in the background may have had SIGINT ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=heed_ctrl_c,
         )
         silent.settimeout(60)
         connection, _ = silent.accept()

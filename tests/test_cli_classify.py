@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runner import TRAIN, Here, command, isolate, picture
+from cli_runner import TRAIN, Here, command, heed_ctrl_c, isolate, picture
 from PIL import Image
 
 from cae_raw.app import main
@@ -167,6 +167,7 @@ def test_ctrl_c_leaves_nothing_half_done(trained: Path, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
+        preexec_fn=heed_ctrl_c,
     )
     assert process.stdout is not None
     for line in process.stdout:
