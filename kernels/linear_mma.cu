@@ -3,7 +3,7 @@
 //
 // linear_forward_mma: y[n,o] = act(b[o] + sum over i of round(x[n,i]) * round(w[o,i]))
 //   shapes: x (N, I), w (O, I), b (O), y (N, O)
-//   constants: THREADS, TILE_M, TILE_N, TILE_K, WARPS_M (see the drawing); BF16, 0 for tf32
+//   constants: THREADS, TILE_M, TILE_N, TILE_K, WARPS_M (see the drawing); BF16, 0 for tf32; SPLIT
 //   flops: 2*N*O*I
 //   bytes: 4*(N*I + O*I + splits*N*O + O)
 //   bound: memory for batches below about 200 (tf32) or 400 (bf16), else arithmetic

@@ -4,6 +4,11 @@
 // to 10 bits, ties away from zero; with BF16 = 1, two neighbours along k in bfloat16, 7 bits, ties to
 // even, the first of them in the low half. Products are exact in float32, and sums are float32.
 //
+// SPLIT = 1 (with BF16 = 0) is float32's accuracy from tf32: a number is the sum of its rounding, big,
+// and of what that leaves, small, rounded too; a product is big*big + big*small + small*big. It lacks
+// at most 3 * 2^-22 of itself, where float32's own rounding is 2^-24 (H. Ootomo, R. Yokota: "Recovering
+// single precision accuracy from Tensor Cores", 2022). Infinities become NaN, as inf - inf is.
+//
 // Before sm_80 there is no such instruction (and cae-raw offers no such precision), and the emulator
 // has none: there each lane computes its four sums with ordinary multiply-adds, from words rounded in
 // the same way.
@@ -14,6 +19,7 @@
 #define TENSOR_CORES 0
 #endif
 
+static_assert(!(SPLIT && BF16), "only tf32 is split");
 constexpr int PER_WORD = BF16 ? 2 : 1;
 constexpr int MMA_BLOCKS = TENSOR_CORES ? 3 : 1;  // per multiprocessor; the twin needs more registers
 
@@ -75,4 +81,25 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const
   }
   __syncwarp();  // before the next product overwrites the words
 #endif
+}
+
+// What a lane holds of an operand, n words, and with SPLIT what their rounding left.
+template <int n>
+struct Fragment {
+  unsigned big[n], small[n];
+
+  // Word i is v, with BF16 v and next.
+  __device__ __forceinline__ void set(int i, float v, float next = 0.0f) {
+    big[i] = word(v, next);
+    if (SPLIT) small[i] = word(v - __uint_as_float(big[i]), 0.0f);
+  }
+};
+
+// d += a * b, the small products first.
+__device__ __forceinline__ void mma(float (&d)[4], const Fragment<4>& a, const Fragment<2>& b) {
+  if (SPLIT) {
+    mma(d, a.small, b.big);
+    mma(d, a.big, b.small);
+  }
+  mma(d, a.big, b.big);
 }

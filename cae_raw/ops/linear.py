@@ -58,7 +58,9 @@ CONSTANTS = {
     "THREADS": 128, "TILE_M": 64, "TILE_N": 64, "TILE_K": 16, "THREAD_M": 8, "THREAD_N": 4,
 }  # fmt: skip
 # A block of 2 x 2 warps, each with 32 x 64 of the tile's 64 x 128 sums.
-TF32 = {"THREADS": 128, "TILE_M": 64, "TILE_N": 128, "TILE_K": 16, "WARPS_M": 2, "BF16": 0}
+TF32 = {
+    "THREADS": 128, "TILE_M": 64, "TILE_N": 128, "TILE_K": 16, "WARPS_M": 2, "BF16": 0, "SPLIT": 0,
+}  # fmt: skip
 BF16 = {**TF32, "BF16": 1}
 
 FORWARD = Kernel("linear", "linear_forward", CONSTANTS)
