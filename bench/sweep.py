@@ -1,13 +1,14 @@
-"""How the cost of a training step and of a forward pass grows with the batch and the image size.
+"""How the cost of a training step and of a forward pass grows with batch, image size and threads.
 
     python bench/sweep.py --out bench/results/sweep.json --chart docs/pictures/sweep.png
     python bench/sweep.py --model deep --out deep.json --chart deep.png
     python bench/sweep.py --draw bench/results/sweep.json --chart docs/pictures/sweep.png
 
-Two sweeps: over the batch at the model's usual image size, and over the image size at one batch.
-Each point is a process of its own, in which cae-raw and, where PyTorch is installed, one of its
-modes take turns; peak memory is that of further processes. Points that would not fit the machine's
-memory are left out and listed. The chart can be drawn again from the file.
+Three sweeps: over the batch at the model's usual image size, over the image size at one batch, and
+over the threads at the usual size and batch. Each point is a process of its own, in which cae-raw
+and, where PyTorch is installed, some of its modes take turns; peak memory is that of further
+processes. Points that would not fit the machine's memory are left out and listed. The chart can be
+drawn again from the file.
 """
 
 from __future__ import annotations
@@ -45,13 +46,15 @@ from cae_raw.measure.racer import Elsewhere, Here, Racer, Rival  # noqa: E402
 from cae_raw.models import build  # noqa: E402
 from cae_raw.training.engine import available_threads  # noqa: E402
 
+SWEEPS = ("batch", "size", "threads")
 BATCHES = [2**i for i in range(14)]  # 1 to 8,192
 SIZES = [28, 32, 64, 128, 256, 512]
 SIZE_BATCH = 16  # images per step in the sweep over image sizes
+TORCH_MODES = ["channels_last", "channels_last, memory kept"]
 # What goes through a candidate before the next has its turn: about so many pixels, in a few steps.
 PIXELS_PER_TURN, STEPS_PER_TURN = 1 << 19, 32
 OF_WEIGHTS = 24  # bytes per weight that training and its rival take, gradients and copies included
-OF_IMAGES = 1500  # bytes per byte of an image that a framework's maps take
+OF_IMAGES = 400  # bytes per byte of an image that a framework's maps take; 170 to 250 were measured
 
 
 def main() -> None:
@@ -62,8 +65,9 @@ def main() -> None:
     parser.add_argument("--size-batch", type=int, default=SIZE_BATCH, help="batch of that sweep")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=available_threads())
+    parser.add_argument("--thread-counts", type=int, nargs="*", help="default: 1, 2, 4 ... THREADS")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--torch", default="channels_last", help="a mode of PyTorch, or none")
+    parser.add_argument("--torch", nargs="*", default=TORCH_MODES, help="modes of PyTorch")
     parser.add_argument("--out", type=Path, help="the JSON file")
     parser.add_argument("--chart", type=Path, help="the PNG file")
     parser.add_argument("--draw", type=Path, help="measure nothing: draw this JSON file")
@@ -86,7 +90,7 @@ def main() -> None:
 
 def sweep(args: argparse.Namespace) -> dict[str, Any]:
     """All points, with what they were measured on."""
-    mode = args.torch if args.torch != "none" and find_spec("torch") else None
+    modes = args.torch if find_spec("torch") else []
     result: dict[str, Any] = {
         **provenance(),
         "model": args.model,
@@ -97,10 +101,10 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
         "points": [],
         "left_out": [],
     }
-    points = list(_points(args, mode))
+    points = list(_points(args, modes))
     started = time.perf_counter()
     for number, point in enumerate(points):
-        subject = f"{point['sweep']}: batch {point['batch']}, size {point['size']}"
+        subject = ", ".join(f"{name} {point[name]}" for name in SWEEPS)
         print(f"{number + 1}/{len(points)}  {subject}", file=sys.stderr, flush=True)
         try:
             _check_memory(point)
@@ -116,19 +120,29 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _points(args: argparse.Namespace, mode: str | None) -> Iterator[dict[str, Any]]:
-    usual = PROBLEMS[args.model].size
+def _points(args: argparse.Namespace, modes: list[str]) -> Iterator[dict[str, Any]]:
+    usual = PROBLEMS[args.model]
     common = {
         "model": args.model,
         "rounds": args.rounds,
-        "threads": args.threads,
         "device": args.device,
-        "torch_mode": mode,
+        "torch_modes": modes,
+        "batch": usual.batch,
+        "size": usual.size,
+        "threads": args.threads,
     }
     for batch in args.batches:
-        yield {"sweep": "batch", "batch": batch, "size": usual, **common}
+        yield {**common, "sweep": "batch", "batch": batch}
     for size in args.sizes:
-        yield {"sweep": "size", "batch": args.size_batch, "size": size, **common}
+        yield {**common, "sweep": "size", "batch": args.size_batch, "size": size}
+    if args.device == "cpu":
+        for threads in args.thread_counts or _doubled(args.threads):
+            yield {**common, "sweep": "threads", "threads": threads}
+
+
+def _doubled(most: int) -> list[int]:
+    """1, 2, 4 and so on, and last `most`."""
+    return [*(2**k for k in range(most.bit_length()) if 2**k < most), most]
 
 
 def _problem(point: Mapping[str, Any]) -> Problem:
@@ -146,7 +160,7 @@ def _check_memory(point: Mapping[str, Any]) -> None:
         small = build(problem.model, channels=problem.channels, size=problem.size, code_size=1)
         weights = small.parameters.size * 1568
     images = point["batch"] * 3 * point["size"] ** 2
-    needed = OF_WEIGHTS * weights + OF_IMAGES * images * (point["torch_mode"] is not None)
+    needed = OF_WEIGHTS * weights + OF_IMAGES * images * bool(point["torch_modes"])
     there = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if point["device"] == "cpu" and needed > 0.8 * there:
         raise InputError(f"needs about {needed >> 30} GiB of memory, {there >> 30} are free")
@@ -158,25 +172,30 @@ def in_a_process(point: Mapping[str, Any]) -> dict[str, Any]:
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     problem, device = _problem(point), point["device"]
-    for name in found["candidates"]:
-        mode = None if name == Ours.name else point["torch_mode"]
-        found["candidates"][name]["peak_mib"] = peak_mib(
-            problem, point["batch"], point["threads"], device=device, torch_mode=mode
+    modes = {_rival(point, mode).name: mode for mode in point["torch_modes"]}
+    for name, row in found["candidates"].items():
+        row["peak_mib"] = peak_mib(
+            problem, point["batch"], point["threads"], device=device, torch_mode=modes.get(name)
         )
     return found
 
 
+def _rival(point: Mapping[str, Any], mode: str) -> Rival:
+    on_gpu = point["device"] != "cpu"
+    threads = None if on_gpu else point["threads"]
+    return Rival("torch", _problem(point), point["batch"], mode, on_gpu, threads)
+
+
 def measure(point: Mapping[str, Any]) -> dict[str, Any]:
     """Times of one point, per candidate: `training` and `forward`, each with ms and images/s."""
-    problem, mode = _problem(point), point["torch_mode"]
+    problem = _problem(point)
     images = problem.draw_images(point["batch"])
     on_gpu = point["device"] != "cpu"
     ours = Ours(problem, images, backend=choose_backend(point["device"]), threads=point["threads"])
     racers: list[Racer] = [Here(ours)]
     facts: dict[str, Any] = {}
-    if mode:
-        threads = None if on_gpu else point["threads"]
-        rival = Elsewhere(Rival("torch", problem, point["batch"], mode, on_gpu, threads))
+    for mode in point["torch_modes"]:
+        rival = Elsewhere(_rival(point, mode))
         racers.append(rival)
         facts = rival.facts
     tolerance = TOLERANCE_TF32 if on_gpu else TOLERANCE

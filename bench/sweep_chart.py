@@ -1,10 +1,10 @@
-"""The chart of a sweep: milliseconds per image and peak memory, over batch and over image size."""
+"""The chart of a sweep: milliseconds per image and peak memory, over batch, image size, threads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cae_raw.measure.chart import OURS, RIVALS, save_figure
 from cae_raw.measure.ours import Ours
@@ -12,32 +12,45 @@ from cae_raw.measure.ours import Ours
 STYLES = {"training": "-", "forward": "--"}
 
 
+class Sweep(NamedTuple):
+    """What a column of the chart is about."""
+
+    title: str
+    axis: str
+
+
+SWEEPS = {
+    "batch": Sweep("Over the batch ({size}x{size})", "images per batch"),
+    "size": Sweep("Over the side of the images (batch {batch:,})", "height and width in pixels"),
+    "threads": Sweep("Over the threads ({size}x{size}, batch {batch:,})", "threads"),
+}
+
+
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Write the chart of what `sweep.sweep` returns."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.5, 6.4), layout="constrained")
-    kinds = [k for k in ("batch", "size") if any(p["sweep"] == k for p in result["points"])]
+    kinds = [k for k in SWEEPS if any(p["sweep"] == k for p in result["points"])]
+    figure = Figure(figsize=(0.8 + 4.4 * len(kinds), 6.6), layout="constrained")
     panels = figure.subplots(2, len(kinds), squeeze=False)
     for column, kind in enumerate(kinds):
         points = [p for p in result["points"] if p["sweep"] == kind]
-        time, memory = panels[0][column], panels[1][column]
+        time, memory = panels[:, column]
         _draw_time(time, points, kind)
         _draw_memory(memory, points, kind)
-        fixed = points[0]
-        other = f"{fixed['size']}x{fixed['size']}" if kind == "batch" else f"batch {fixed['batch']}"
-        words = "number of images in a batch" if kind == "batch" else "side of the images"
-        time.set_title(f"Over the {words} ({other})", fontsize=10)
-        memory.set_xlabel("images per batch" if kind == "batch" else "height and width in pixels")
+        time.set_title(SWEEPS[kind].title.format(**points[0]), fontsize=10)
+        memory.set_xlabel(SWEEPS[kind].axis)
     panels[0][0].set_ylabel("ms per image")
     panels[1][0].set_ylabel("peak memory of training, MiB")
-    panels[0][0].legend(frameon=False, fontsize=8)
+    for axes in panels[:, 0]:
+        axes.legend(frameon=False, fontsize=7)
     torch = f", PyTorch {result['torch']}" if result["torch"] else ""
-    where = result["cpu"] if result["device"] == "cpu" else result["device"]
-    figure.suptitle(
-        f"{result['model']}: the cost of an image on {where}, {result['threads']} threads{torch}",
-        fontsize=11,
+    where = (
+        f"{result['cpu']}, {result['threads']} threads"
+        if result["device"] == "cpu"
+        else result["device"]
     )
+    figure.suptitle(f"{result['model']}: the cost of an image on {where}{torch}", fontsize=11)
     save_figure(figure, path)
 
 
@@ -47,7 +60,8 @@ def _draw_time(axes: Any, points: list[dict[str, Any]], kind: str) -> None:
             *((p[kind], p["candidates"][name][what]["ms_per_image"]) for p in _of(points, name)),
             strict=True,
         )
-        axes.plot(x, y, STYLES[what], color=_color(name), marker="o", ms=3, label=f"{name}, {what}")
+        color = _color(points, name)
+        axes.plot(x, y, STYLES[what], color=color, marker="o", ms=3, label=f"{name}: {what}")
     _scales(axes, points, kind)
 
 
@@ -57,11 +71,8 @@ def _draw_memory(axes: Any, points: list[dict[str, Any]], kind: str) -> None:
             *((p[kind], p["candidates"][name]["peak_mib"]) for p in _of(points, name)),
             strict=True,
         )
-        axes.plot(x, [max(v, 1.0) for v in y], color=_color(name), marker="o", ms=3)
-        axes.annotate(
-            name, (x[-1], max(y[-1], 1.0)), (-4, 6), textcoords="offset points", ha="right",
-            fontsize=8, color=_color(name),
-        )  # fmt: skip
+        at_least = [max(v, 1.0) for v in y]
+        axes.plot(x, at_least, color=_color(points, name), marker="o", ms=3, label=name)
     _scales(axes, points, kind)
 
 
@@ -91,5 +102,6 @@ def _of(points: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return [point for point in points if name in point["candidates"]]
 
 
-def _color(name: str) -> str:
-    return OURS if name == Ours.name else RIVALS[3]
+def _color(points: list[dict[str, Any]], name: str) -> str:
+    rivals = [n for n in _names(points) if n != Ours.name]
+    return OURS if name == Ours.name else RIVALS[(3, 4, 0, 5)[rivals.index(name) % 4]]

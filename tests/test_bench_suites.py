@@ -47,11 +47,13 @@ def script(name: str, *words: object) -> None:
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no smaps_rollup here")
 def test_sweep(tmp_path: Path) -> None:
     out, chart = tmp_path / "sweep.json", tmp_path / "sweep.png"
-    words = ("--batches", 1, 3, "--sizes", 7, "--size-batch", 2, "--rounds", 1, "--torch", "none")
+    words = ("--batches", 1, 3, "--sizes", 7, "--size-batch", 2, "--rounds", 1, "--torch")
     script("sweep.py", *words, "--threads", 1, "--out", out, "--chart", chart)
     result = json.loads(out.read_text())
-    points = [(p["sweep"], p["batch"], p["size"]) for p in result["points"]]
-    assert points == [("batch", 1, 32), ("batch", 3, 32), ("size", 2, 7)]
+    points = [(p["sweep"], p["batch"], p["size"], p["threads"]) for p in result["points"]]
+    assert points == [
+        ("batch", 1, 32, 1), ("batch", 3, 32, 1), ("size", 2, 7, 1), ("threads", 1024, 32, 1),
+    ]  # fmt: skip
     for point in result["points"]:
         ours = point["candidates"]["cae-raw"]
         assert ours["peak_mib"] > 0.1

@@ -21,7 +21,7 @@ class Problem:
         size: height and width of the images.
         batch: images per step, where nothing else is asked for.
         images: in the data set.
-        images_per_turn: about as many go through a candidate before the next has its turn.
+        images_per_turn: about as many are timed before the next candidate has its turn.
     """
 
     model: str

@@ -77,18 +77,18 @@ def race(
     """Per racer, of one training step or forward pass: `ms`, `ms_quartiles`, `images_per_s`.
 
     Batches are drawn from so many `images`. They take turns of about
-    `problem.images_per_turn` images, on batches that differ in every round.
+    `problem.images_per_turn` images and a batch before that, which differ in every round.
     """
     steps = max(1, problem.images_per_turn // batch)
     rng = np.random.default_rng(0)
     batches: list[np.ndarray] = []
     turns = {}
     for racer in racers:
-        seconds = steps * racer.warm(what, batch, warm_up)
+        seconds = (1 + steps) * racer.warm(what, batch, warm_up)
         turns[racer.name] = max(min(FEWEST, rounds), min(rounds, int(PATIENCE / seconds)))
     times: dict[str, list[float]] = {racer.name: [] for racer in racers}
     for _ in range(rounds):
-        batches[:] = [_draw(rng, what, images, batch) for _ in range(steps)]
+        batches[:] = [_draw(rng, what, images, batch) for _ in range(1 + steps)]
         racing = {
             racer.name: partial(racer.turn, what, batches)
             for racer in racers

@@ -121,7 +121,7 @@ class Run:
         return self.report
 
     def _race_weight(self, rivals: Rivals) -> float:
-        each = self.effort.warm_up + self.effort.rounds * (self.effort.pause + 0.25)
+        each = self.effort.warm_up + self.effort.rounds * (self.effort.pause + 0.5)
         return (1 + len(rivals.all)) * each
 
     def _facts(self) -> dict[str, Any]:
