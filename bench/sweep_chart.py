@@ -43,7 +43,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     panels[0][0].set_ylabel("ms per image")
     panels[1][0].set_ylabel("peak memory of training, MiB")
     for axes in panels[:, 0]:
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(frameon=False, fontsize=7, handlelength=3.5)
     torch = f", PyTorch {result['torch']}" if result["torch"] else ""
     where = (
         f"{result['cpu']}, {result['threads']} threads"

@@ -25,7 +25,8 @@ measured alone, on one thread:
   packing them first: 15 us instead of 23 us for the encoder's product.
 - * Training keeps the code position by position, (L, F): both weight gradients are then sums of
   outer products, 12 us each instead of 21. The decoder's product would lose that, 22 us instead of
-  13, but for 32 rows of it, the last of them zeros, it takes 15. Evaluation keeps the code (F, L).
+  13, but for 32 rows of it, the last of them zeros, it takes 15. Evaluation keeps the code (F, L),
+  and does without those rows.
 - * Weights are handed over transposed: 13 us instead of 15 for each product with them.
 - * Rows of a map follow each other with the zeros between them there once, so that a shift is one
   long copy, and the way back one long addition, instead of one per row of pixels: 15 us less.
@@ -99,7 +100,7 @@ class SingleLayerStep:
         """The sum of squared errors over x (N, C, H, W), float64 of shape (1,)."""
         total = 0.0
         for buffers, part in self._parts(x, params, 1.0):
-            total += buffers.forward(part, buffers.code_by_filter)
+            total += buffers.forward(part, buffers.evaluating)
         return np.array([total])
 
     def gradients(
@@ -119,7 +120,7 @@ class SingleLayerStep:
         """
         total, sums = 0.0, _Sums(self.weight_shape, self.dtype)
         for buffers, part in self._parts(x, params, scale):
-            total += buffers.forward(part, buffers.code_by_position)
+            total += buffers.forward(part, buffers.training)
             buffers.backward(part, sums, sparsity_scale)
         sums.store(grads, scale)
         return np.array([total])
@@ -151,6 +152,14 @@ class _Part(NamedTuple):
     images: Array
     top: int
     bottom: int
+
+
+class _Decoding(NamedTuple):
+    """How the code is kept, and the product that decodes it: contributions = weights code."""
+
+    code: Array  # (N, blocks, F, width)
+    weights: Array  # (rows, F)
+    contributions: Array  # (N, blocks, rows, width)
 
 
 class _Sums:
@@ -257,6 +266,11 @@ class _Buffers:
 
         self.encoder = np.zeros((rows, f), dtype)  # [W1 b1]^T
         self.decoder = np.zeros((f, self.contributions.shape[1]), dtype)  # W2'^T
+        shares = self.blocked_contributions
+        self.training = _Decoding(self.code_by_position, self.decoder.T, shares)
+        self.evaluating = _Decoding(
+            self.code_by_filter, self.decoder[:, :taps].T, shares[:, :, :taps]
+        )
         self.scaled_decoder = np.zeros((rows, f), dtype)
         padded_bias = np.zeros((n, c, plane), dtype)  # zero where y has to stay zero
         self.padded_bias, self.bias = padded_bias, padded_bias[:, :, first : first + valid]
@@ -278,11 +292,9 @@ class _Buffers:
         np.multiply(self.decoder[:, :taps].T, scale, out=self.scaled_decoder[:taps])
         self.bias[...] = params["2.bias"][:, None]
 
-    def forward(self, part: _Part, code: Array) -> float:
-        """Fill code, y and dy (with y - x) for a part; returns the sum of squared errors.
-
-        `code` is one of this object's two arrangements of it.
-        """
+    def forward(self, part: _Part, decoding: _Decoding) -> float:
+        """Fill code, y and dy (with y - x) for a part; returns the sum of squared errors."""
+        code, weights, contributions = decoding
         whole = part.bottom - part.top == self.height
         if whole:
             np.copyto(self.inner_x, part.images)
@@ -291,7 +303,7 @@ class _Buffers:
         np.copyto(self.copies_x_grid, self.shifted_x)
         np.matmul(self.encoder.T, self.copies_x, out=code)
         np.tanh(code, out=code)
-        np.matmul(self.decoder.T, code, out=self.blocked_contributions)
+        np.matmul(weights, code, out=contributions)
         np.add.reduce(self.shares, axis=(2, 3), out=self.y)
         y = self.padded_y
         y += self.padded_bias
