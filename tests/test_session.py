@@ -22,6 +22,7 @@ from training_cases import (
 from cae_raw.data import Dataset
 from cae_raw.errors import InputError
 from cae_raw.training import checkpoint
+from cae_raw.training import session as session_module
 from cae_raw.training.config import TrainConfig
 from cae_raw.training.run_dir import RunDir
 from cae_raw.training.session import Outcome, RunSession, check_same_data, measure
@@ -108,6 +109,20 @@ def test_a_run_leaves_everything(tmp_path: Path) -> None:
     text = (tmp_path / "test_results.txt").read_text()
     assert f"half_mse: {outcome.test.half_mse:.8g}\n" in text
     assert outcome.to_json()["finished"] is True
+
+
+@pytest.mark.parametrize(
+    ("seconds", "stopped", "pictures"), [(0, False, 4), (99, False, 2), (99, True, 2)]
+)
+def test_pictures_of_short_epochs(
+    seconds: float, stopped: bool, pictures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three epochs: a picture of each and of the best, or of the first and where it ends."""
+    written: list[str] = []
+    monkeypatch.setattr(session_module, "PICTURE_SECONDS", seconds)
+    monkeypatch.setattr(session_module, "save_png", lambda _, path: written.append(path.name))
+    train(tmp_path, hear=stop_after(10 if stopped else 99))  # at the end of the second epoch
+    assert written == ["reconstructions.png"] * pictures
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from cli_runner import ROOT
@@ -14,6 +16,7 @@ HEAVY = (
 )
 REPORT = """
 import sys
+from pathlib import Path
 from cae_raw.app import main
 try:
     main(sys.argv[1:])
@@ -72,3 +75,22 @@ def test_charts_are_loaded_where_they_are_drawn_only(words: tuple[str, ...]) -> 
 
 def test_the_measure_sees_what_is_loaded() -> None:
     assert {"numpy", "threadpoolctl"} <= loaded("info")
+
+
+def test_event_files_do_not_load_pytorch(tmp_path: Path) -> None:
+    """tensorboardX would, where it is installed; afterwards it can be loaded as usual."""
+    (tmp_path / "torch.py").write_text("here = True\n")
+    code = """
+import sys
+from pathlib import Path
+from cae_raw.training.event_messages import checksum, event, summary
+
+assert event().Event(step=3).step == 3
+assert summary().Summary() is not None
+assert checksum().crc32c(b"123456789") == 0xE3069283
+assert "torch" not in sys.modules
+import torch
+assert torch.here
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)

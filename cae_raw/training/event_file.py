@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from cae_raw.errors import InputError
 from cae_raw.files import atomic_write, remove_leftovers
+from cae_raw.training import event_messages as messages
 
 PATTERN = "events.out.tfevents.*"
 Event = Any
@@ -42,9 +43,8 @@ class EventFile:
 
     def add(self, step: int, **value: Any) -> None:
         """Write one value: the fields of a `Summary.Value`, and the step that it belongs to."""
-        from tensorboardX.proto import summary_pb2
-
-        summary = summary_pb2.Summary(value=[summary_pb2.Summary.Value(**value)])
+        Summary = messages.summary().Summary
+        summary = Summary(value=[Summary.Value(**value)])
         self._write(step=step, summary=summary)
 
     def flush(self) -> None:
@@ -156,10 +156,9 @@ def _records(data: bytes) -> Iterator[bytes]:
 def _parsed(record: bytes) -> Event | None:
     """The event of a record, None if it is none."""
     from google.protobuf.message import DecodeError
-    from tensorboardX.proto import event_pb2
 
     try:
-        return event_pb2.Event.FromString(record[12:-4])
+        return messages.event().Event.FromString(record[12:-4])
     except DecodeError:
         return None
 
@@ -173,21 +172,16 @@ def _record(event: Event) -> bytes:
 
 def _checksum(data: bytes) -> int:
     """CRC-32C, rotated and shifted, as the format wants it."""
-    from tensorboardX.crc32c import crc32c
-
-    crc = crc32c(data)
+    crc = messages.checksum().crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _event(**fields: Any) -> Event:
-    from tensorboardX.proto import event_pb2
-
-    return event_pb2.Event(**fields)
+    return messages.event().Event(**fields)
 
 
 def _restart(now: float, step: int) -> Event:
     """Says that earlier events of this step and later ones do not count any more."""
-    from tensorboardX.proto import event_pb2
-
-    log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    SessionLog = messages.event().SessionLog
+    log = SessionLog(status=SessionLog.START)
     return _event(wall_time=now, step=step, session_log=log)

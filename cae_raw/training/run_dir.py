@@ -81,10 +81,8 @@ class RunDir:
         table = csv.DictWriter(text, columns, lineterminator="\n")
         table.writeheader()
         for record in history:
-            row = asdict(record)
-            row["seconds"] = f"{record.seconds:.3f}"
-            row["images_per_second"] = f"{record.images_per_second:.0f}"
-            table.writerow(row)
+            seconds, rate = f"{record.seconds:.3f}", f"{record.images_per_second:.0f}"
+            table.writerow({**vars(record), "seconds": seconds, "images_per_second": rate})
         atomic_write(self.metrics, text.getvalue().encode())
 
     def read_metrics(self) -> list[EpochRecord]:

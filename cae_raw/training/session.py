@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -31,6 +32,8 @@ from cae_raw.training.run_dir import RunDir
 from cae_raw.training.trainer import BatchDone, EpochDone, Trainer, TrainState, figures_of
 
 SHOWN_IMAGES = 16  # in reconstructions.png
+# It takes 20 ms, as long as a GPU takes for an epoch of CIFAR-10: no more often than once per
+PICTURE_SECONDS = 2.0
 
 
 class Reporter(Protocol):
@@ -105,6 +108,7 @@ class RunSession:
     ) -> None:
         self.run = run
         self._recorder: Recorder | None = None
+        self._pictured_at, self._picture_is_old = -inf, False
         model = config.make_model(dataset.train.image_shape).to(backend)
         self.trainer = Trainer(
             model,
@@ -180,6 +184,8 @@ class RunSession:
                             self._save_last()
                             saved_at = time.monotonic()
                     if stop:
+                        if self._picture_is_old:
+                            self._write_picture(trainer.engine)
                         self._save_last()
                         done_here = trainer.state.epoch - before
                         return Outcome(
@@ -211,10 +217,13 @@ class RunSession:
         if done.is_best:
             checkpoint.save(self.run.best, self._checkpoint())
         self.run.write_metrics(self.trainer.state.history)
-        self._write_picture(self.trainer.engine)
+        self._picture_is_old = time.monotonic() - self._pictured_at < PICTURE_SECONDS
+        if not self._picture_is_old:
+            self._write_picture(self.trainer.engine)
         self._save_last()
 
     def _write_picture(self, engine: Engine) -> None:
+        self._pictured_at = time.monotonic()
         inputs = self.trainer.dataset.test.first(SHOWN_IMAGES)
         outputs = to_bytes(engine.reconstruct(inputs), engine.model.value_range)
         save_png(reconstructions_grid(inputs, outputs), self.run.reconstructions)

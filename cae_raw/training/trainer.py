@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import isfinite, prod
 from typing import Any
 
@@ -52,7 +52,8 @@ class TrainState:
     history: list[EpochRecord] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        # As `asdict`, which takes ten times as long, in every save.
+        return {**vars(self), "history": [dict(vars(record)) for record in self.history]}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainState:
