@@ -81,3 +81,10 @@ def test_side_by_side(tmp_path: Path) -> None:
     races = json.loads(out.read_text())["races"]
     assert [(r["what"], r["batch"]) for r in races] == [("training", 256), ("forward", 256)]
     assert races[0]["rows"]["cae-raw"]["images_per_s"] > 0 and races[0]["peak_mib"] > 0
+
+
+def test_host_share(tmp_path: Path) -> None:
+    out = tmp_path / "host.json"
+    script("host_share.py", "--dataset", "shapes", "--epochs", 2, "--out", out)
+    result = json.loads(out.read_text())
+    assert 0 < result["ms_per_epoch"] * 2 < 1e3 * result["seconds"]

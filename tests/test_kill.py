@@ -128,13 +128,13 @@ import tensorboardX.proto.event_pb2  # noqa: F401
 import threadpoolctl  # noqa: F401
 from training_cases import Listener, events_of, make_dataset, run_contents
 
-from cae_raw.training import session
+from cae_raw.training import saves, session
 from cae_raw.training.config import TrainConfig
 from cae_raw.training.events import EventRecorder
 from cae_raw.training.run_dir import RunDir
 from cae_raw.training.session import RunSession
 
-session.PICTURE_SECONDS = 0  # one per epoch
+session.PICTURE_SECONDS = saves.SAVE_SECONDS = 0  # every epoch
 ROOT = Path(sys.argv[1])
 CONFIG = TrainConfig(filters=1, batch_size=20)
 calls = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -29,11 +29,11 @@ from cae_raw.training.config import TrainConfig
 from cae_raw.training.engine import Engine
 from cae_raw.training.feed import Feed
 from cae_raw.training.run_dir import RunDir
+from cae_raw.training.saves import Saves
 from cae_raw.training.trainer import BatchDone, EpochDone, Trainer, TrainState, figures_of
 
 SHOWN_IMAGES = 16  # in reconstructions.png
-# It takes 20 ms, as long as a GPU takes for an epoch of CIFAR-10: no more often than once per
-PICTURE_SECONDS = 2.0
+PICTURE_SECONDS = 2.0  # between two of them: one takes 20 ms, as a GPU does for an epoch
 
 
 class Reporter(Protocol):
@@ -107,8 +107,7 @@ class RunSession:
         threads: int | None = None,
     ) -> None:
         self.run = run
-        self._recorder: Recorder | None = None
-        self._pictured_at, self._picture_is_old = -inf, False
+        self._pictured_at = -inf
         model = config.make_model(dataset.train.image_shape).to(backend)
         self.trainer = Trainer(
             model,
@@ -163,8 +162,7 @@ class RunSession:
         before = trainer.state.epoch
         run.write_config(self.config)
         run.write_metrics(trainer.state.history)
-        saved_at = time.monotonic()
-        self._recorder = recorder
+        saves = Saves(run) if recorder is None else Saves(run, recorder.flush)
         heard_by = [reporter] if recorder is None else [recorder, reporter]
         for listener in heard_by:
             listener.begin(trainer, epochs)
@@ -174,24 +172,28 @@ class RunSession:
                     if isinstance(done, EpochDone):
                         if recorder is not None:
                             recorder.epoch(done)
-                        self._save_epoch(done)
+                        history = trainer.state.history
+                        if saves.epoch(self._checkpoint(), history, is_best=done.is_best):
+                            self._draw_sometimes()
                         reporter.epoch(done)
-                        saved_at = time.monotonic()
                     else:
                         for listener in heard_by:
                             listener.batch(done)
-                        if not stop and time.monotonic() - saved_at >= save_every_seconds:
-                            self._save_last()
-                            saved_at = time.monotonic()
+                        if not stop and saves.seconds_ago >= save_every_seconds:
+                            saves.now(self._checkpoint())
                     if stop:
-                        if self._picture_is_old:
-                            self._write_picture(trainer.engine)
-                        self._save_last()
+                        saves.now(self._checkpoint())
+                        self._write_picture(trainer.engine)
                         done_here = trainer.state.epoch - before
                         return Outcome(
                             run, trainer.state, done_here, stop[0], peak_memory_bytes=peak_memory()
                         )
+                saves.write()
                 validation, test = self._write_results()
+        except BaseException:
+            with suppress(InputError):  # which may be what happened
+                saves.write()
+            raise
         finally:
             for listener in reversed(heard_by):
                 listener.end()
@@ -201,26 +203,15 @@ class RunSession:
     def _checkpoint(self) -> Checkpoint:
         model, optimizer = self.trainer.model, self.trainer.optimizer
         return Checkpoint(
-            parameters=model.split(model.backend.to_numpy(model.parameters)),
+            parameters=model.split(model.backend.to_numpy(model.parameters).copy()),
             optimizer=optimizer.state_to_host(),
             config=self.config,
             state=self.trainer.state.to_json(),
         )
 
-    def _save_last(self) -> None:
-        if self._recorder is not None:
-            self._recorder.flush()
-        checkpoint.save(self.run.last, self._checkpoint())
-
-    def _save_epoch(self, done: EpochDone) -> None:
-        """Everything that an epoch leaves. `last` comes at the end: it is what a resume reads."""
-        if done.is_best:
-            checkpoint.save(self.run.best, self._checkpoint())
-        self.run.write_metrics(self.trainer.state.history)
-        self._picture_is_old = time.monotonic() - self._pictured_at < PICTURE_SECONDS
-        if not self._picture_is_old:
+    def _draw_sometimes(self) -> None:
+        if time.monotonic() - self._pictured_at >= PICTURE_SECONDS:
             self._write_picture(self.trainer.engine)
-        self._save_last()
 
     def _write_picture(self, engine: Engine) -> None:
         self._pictured_at = time.monotonic()
