@@ -282,8 +282,13 @@ class SingleLayerCuda:
         return total[:1]
 
     def squared_error(
-        self, images: Array, indices: Array, params: Mapping[str, Array], y: Array | None = None
+        self,
+        images: Array,
+        indices: Array,
+        params: Mapping[str, Array],
+        code: Array | None = None,
+        y: Array | None = None,
     ) -> Array:
-        """The sum alone; y (N, C, H, W) receives the reconstructions if it is given."""
+        """The sum alone; `code` and `y` receive what they are called if they are given."""
         w1, b1, w2, b2 = params.values()
-        return single_layer_forward(images, indices, w1, b1, w2, b2, None, y, **self.model)
+        return single_layer_forward(images, indices, w1, b1, w2, b2, code, y, **self.model)
