@@ -73,18 +73,11 @@ class Encoder:
 
         def part(start: int) -> None:
             rows = slice(start, start + size)
-            codes[rows] = self._encode(images[rows])
+            codes[rows] = encode(self.model, images[rows], pooled=self.pooled)
 
         for _ in self._workers.map(part, starts):
             pass
         return codes
-
-    def _encode(self, images: NDArray[np.uint8]) -> Codes:
-        code = encode(self.model, images)
-        if not self.pooled:
-            return code
-        with np.errstate(all="ignore"):  # whoever gets codes that are not finite looks at them
-            return code.mean(axis=(2, 3), dtype=np.float64)
 
     def _chunk(self, image_shape: tuple[int, ...]) -> int:
         shapes = self.model.layer_shapes(image_shape)[: self.model.encoder_length + 1]

@@ -10,8 +10,6 @@ Images are uploaded as bytes, a quarter of their floats, and scaled there. On th
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +20,7 @@ from cae_raw.layers.base import Array, Trace
 from cae_raw.layers.fused import Fused, SingleLayers
 from cae_raw.models.autoencoder import Autoencoder
 from cae_raw.ops.batch import gather
-from cae_raw.ops.single_layer import SingleLayerCuda
+from cae_raw.ops.conv2d import conv2d_backward_bias
 
 
 def layers_of(
@@ -50,24 +48,28 @@ def reconstruct(model: Autoencoder, images: NDArray[np.uint8], *, fused: bool = 
     Raises:
         InputError: if a layer cannot take such images.
     """
-    kernel = _kernel(model, fused)
-    if kernel is None:
-        return _through(model, images, layers_of(model, fused=fused))
-    y = model.backend.empty((len(images), *model.output_shape(images.shape[1:])))
-    kernel.squared_error(*_placed(model.backend, images), model.params, y=y)
-    return model.backend.to_numpy(y)
+    return model.backend.to_numpy(_forward(model, images, len(model.stack), fused))
 
 
-def encode(model: Autoencoder, images: NDArray[np.uint8], *, fused: bool = True) -> Floats:
-    """Codes (N, *shape of a code) of images uint8 (N, C, H, W); otherwise as `reconstruct`."""
-    kernel = _kernel(model, fused)
-    if kernel is None:
-        encoder = layers_of(model, 0, model.encoder_length, fused=fused)
-        return _through(model, images, encoder)
-    shape = model.layer_shapes(images.shape[1:])[model.encoder_length]
-    code = model.backend.empty((len(images), *shape))
-    kernel.squared_error(*_placed(model.backend, images), model.params, code=code)
-    return model.backend.to_numpy(code)
+def encode(
+    model: Autoencoder, images: NDArray[np.uint8], *, pooled: bool = False, fused: bool = True
+) -> Floats:
+    """Codes (N, *shape of a code) of images uint8 (N, C, H, W); otherwise as `reconstruct`.
+
+    Args:
+        pooled: give the mean of each map of the code instead, (N, F).
+    """
+    backend = model.backend
+    code = _forward(model, images, model.encoder_length, fused)
+    with np.errstate(all="ignore"):
+        if not pooled:
+            return backend.to_numpy(code)
+        if backend is NUMPY:
+            return code.mean(axis=(2, 3), dtype=np.float64)
+        # A mean is a thousandth of its map to copy, so maps are summed where they are.
+        n, f, h, w = code.shape
+        sums = conv2d_backward_bias(code.reshape(1, n * f, h, w))
+        return backend.to_numpy(sums).reshape(n, f) / np.float32(h * w)
 
 
 def decode(
@@ -84,24 +86,26 @@ def decode(
     trace = model.masks_to_decode(masks)
     decoder = layers_of(model, model.encoder_length, fused=fused)
     with np.errstate(all="ignore"):
-        y = decoder.forward(model.backend.asarray(codes), trace)
-    return model.backend.to_numpy(y)
+        return model.backend.to_numpy(decoder.forward(model.backend.asarray(codes), trace))
 
 
-def _kernel(model: Autoencoder, fused: bool) -> SingleLayerCuda | None:
-    """What takes a batch of this model from bytes to outputs on its GPU, if anything does."""
-    return model.fused_cuda if fused and model.backend is not NUMPY else None
+def _forward(model: Autoencoder, images: NDArray[np.uint8], until: int, fused: bool) -> Array:
+    """What the encoder or the whole model makes of images, on its backend."""
+    backend = model.backend
+    with np.errstate(all="ignore"):
+        if fused and backend is not NUMPY and model.fused_cuda is not None:
+            made = backend.empty((len(images), *model.layer_shapes(images.shape[1:])[until]))
+            # A code comes with an output that nobody sees: two fifths of the kernel's time, which
+            # is a hundredth of what copying the code to the host takes.
+            code, y = (made, None) if until == model.encoder_length else (None, made)
+            model.fused_cuda.squared_error(*_placed(backend, images), model.params, code, y)
+            return made
+        x = scaled(backend, images, model.value_range)
+        if backend is NUMPY:
+            x = x.astype(model.parameters.dtype, copy=False)
+        return layers_of(model, 0, until, fused=fused).forward(x)
 
 
-def _placed(backend: Backend, images: NDArray[np.uint8]) -> tuple[Any, Any]:
+def _placed(backend: Backend, images: NDArray[np.uint8]) -> tuple[Array, Array]:
     """The images, and the numbers of all of them."""
     return backend.asarray(images), backend.asarray(np.arange(len(images)))
-
-
-def _through(model: Autoencoder, images: NDArray[np.uint8], layers: Fused | SingleLayers) -> Floats:
-    x = scaled(model.backend, images, model.value_range)
-    if model.backend is NUMPY:
-        x = x.astype(model.parameters.dtype, copy=False)
-    with np.errstate(all="ignore"):
-        y = layers.forward(x)
-    return model.backend.to_numpy(y)
