@@ -37,7 +37,10 @@ def stack(kind: str) -> Sequential:
     layers: dict[str, list[Layer]] = {
         "without ReLU": [conv(2, 4), pool, MaxUnpool2d(pool), conv(4, 2)],
         "ReLU last": [conv(2, 4), ReLU(), pool, conv(4, 2), ReLU()],
-        "Tanh": [conv(2, 4), Tanh(), pool, conv(4, 2), Tanh()],
+        "Tanh": [
+            *(conv(2, 4), Tanh(), pool, MaxUnpool2d(pool), conv(4, 2), Tanh()),
+            *(conv(2, 3), Tanh(), conv(3, 2), ReLU(), conv(2, 2)),
+        ],
         "other poolings": [conv(2, 4), ReLU(), other, conv(4, 3), wide, MaxUnpool2d(wide)],
         "pooling first": [pool, ReLU(), conv(2, 3), ReLU(), conv(3, 2, 0)],
         "unpooled twice": [pool, MaxUnpool2d(pool), conv(2, 2), ReLU(), MaxPool2d(2)],
@@ -49,7 +52,10 @@ def stack(kind: str) -> Sequential:
 PARTS = {
     "without ReLU": ["Conv2d MaxPool2d", "MaxUnpool2d Conv2d"],
     "ReLU last": ["Conv2d ReLU MaxPool2d", "Conv2d ReLU*"],
-    "Tanh": ["Conv2d Tanh MaxPool2d", "Conv2d Tanh"],
+    "Tanh": [
+        *("Conv2d Tanh MaxPool2d", "MaxUnpool2d Conv2d Tanh"),
+        *("Conv2d Tanh", "Conv2d ReLU", "Conv2d*"),
+    ],
     "other poolings": ["Conv2d ReLU", "MaxPool2d", "Conv2d", "MaxPool2d MaxUnpool2d"],
     "pooling first": ["MaxPool2d ReLU", "Conv2d ReLU", "Conv2d*"],
     "unpooled twice": ["MaxPool2d", "MaxUnpool2d Conv2d ReLU", "MaxPool2d"],

@@ -97,8 +97,8 @@ def _forward(model: Autoencoder, images: NDArray[np.uint8], until: int, fused: b
             made = backend.empty((len(images), *model.layer_shapes(images.shape[1:])[until]))
             # A code comes with an output that nobody sees: two fifths of the kernel's time, which
             # is a hundredth of what copying the code to the host takes.
-            code, y = (made, None) if until == model.encoder_length else (None, made)
-            model.fused_cuda.squared_error(*_placed(backend, images), model.params, code, y)
+            kept = {"code" if until == model.encoder_length else "y": made}
+            model.fused_cuda.squared_error(*_placed(backend, images), model.params, **kept)
             return made
         x = scaled(backend, images, model.value_range)
         if backend is NUMPY:

@@ -286,9 +286,12 @@ class SingleLayerCuda:
         images: Array,
         indices: Array,
         params: Mapping[str, Array],
-        code: Array | None = None,
         y: Array | None = None,
+        code: Array | None = None,
     ) -> Array:
-        """The sum alone; `code` and `y` receive what they are called if they are given."""
+        """The sum alone; y (N, C, H, W) receives the reconstructions, `code` the codes, if given.
+
+        The code is (N, F, H+2, W+2).
+        """
         w1, b1, w2, b2 = params.values()
         return single_layer_forward(images, indices, w1, b1, w2, b2, code, y, **self.model)
