@@ -11,9 +11,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from cae_raw.data.scaling import to_floats
 from cae_raw.errors import InputError
 from cae_raw.models import Autoencoder
+from cae_raw.models.inference import encode
 from cae_raw.parallel import Parallel
 
 CHUNK_BYTES = 24 * 2**20  # for the maps of the images that go through the encoder together
@@ -73,18 +73,11 @@ class Encoder:
 
         def part(start: int) -> None:
             rows = slice(start, start + size)
-            codes[rows] = self._encode(images[rows])
+            codes[rows] = encode(self.model, images[rows], pooled=self.pooled)
 
         for _ in self._workers.map(part, starts):
             pass
         return codes
-
-    def _encode(self, images: NDArray[np.uint8]) -> Codes:
-        model = self.model
-        x = model.backend.asarray(to_floats(images, model.value_range))
-        with np.errstate(all="ignore"):  # whoever gets codes that are not finite looks at them
-            code: Codes = model.backend.to_numpy(model.encode(x))
-            return code.mean(axis=(2, 3), dtype=np.float64) if self.pooled else code
 
     def _chunk(self, image_shape: tuple[int, ...]) -> int:
         shapes = self.model.layer_shapes(image_shape)[: self.model.encoder_length + 1]

@@ -21,6 +21,7 @@ from cae_raw.errors import InputError
 from cae_raw.figures import Figures, error_levels
 from cae_raw.layers import Conv2d
 from cae_raw.models import Autoencoder
+from cae_raw.models.inference import reconstruct
 from cae_raw.tiles import Block, tiled_blocks
 
 BLOCK_BYTES = 16 * 2**20  # for the maps of one block; measured: larger ones gain nothing on a CPU
@@ -84,9 +85,8 @@ def reconstructed_blocks(
         side, halo = _block_side(model, block_bytes), model.halo
     for window_rows, rows in _cut(height, side, halo):
         for window_columns, columns in _cut(width, side, halo):
-            x = to_floats(image[:, window_rows, window_columns], model.value_range)
-            with np.errstate(all="ignore"):  # a diverged model is reported, not warned about
-                y = model.backend.to_numpy(model.forward(model.backend.asarray(x[None])))[0]
+            window = image[:, window_rows, window_columns]
+            x, y = to_floats(window, model.value_range), reconstruct(model, window[None])[0]
             inner = (
                 slice(None),
                 slice(rows.start - window_rows.start, rows.stop - window_rows.start),

@@ -15,6 +15,7 @@ import numpy as np
 
 from cae_raw.layers import CrossEntropyLoss, Sequential, Trace
 from cae_raw.layers.base import Shape
+from cae_raw.models.inference import layers_of
 from cae_raw.parallel import Parallel
 
 Array = Any
@@ -34,6 +35,7 @@ class ClassifierEngine:
 
     def __init__(self, stack: Sequential, example_shape: Shape, workers: Parallel) -> None:
         self.stack, self.workers = stack, workers
+        self.layers = layers_of(stack)
         self.loss = CrossEntropyLoss()
         shapes = stack.layer_shapes(example_shape)
         self.output_shape = shapes[-1]
@@ -53,9 +55,9 @@ class ClassifierEngine:
         def part(chunk: np.ndarray) -> tuple[Array, Array]:
             flat = backend.empty(stack.parameters.shape, stack.parameters.dtype)
             trace: Trace = {}
-            logits = stack.forward(load(chunk), trace)
+            logits = self.layers.forward(load(chunk), trace)
             total, dlogits = self.loss.partial(logits, backend.asarray(labels[chunk]), len(indices))
-            stack.backward(dlogits, trace, stack.split(flat), need_dx=False)
+            self.layers.backward(dlogits, trace, stack.split(flat), need_dx=False)
             return total, flat
 
         total = 0.0
@@ -72,11 +74,11 @@ class ClassifierEngine:
 
     def outputs(self, load: Load, n: int, until: int | None = None) -> np.ndarray:
         """What the first `until` layers (None: all) make of examples 0 to n - 1, on the host."""
-        stack = self.stack
+        backend, layers = self.stack.backend, layers_of(self.stack, 0, until)
         parts = _cut(np.arange(n), self.chunk)
 
         def part(chunk: np.ndarray) -> np.ndarray:
-            return stack.backend.to_numpy(stack.forward(load(chunk), until=until)).copy()
+            return backend.to_numpy(layers.forward(load(chunk))).copy()
 
         return np.concatenate(list(self.workers.map(part, parts)))
 

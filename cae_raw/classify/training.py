@@ -29,14 +29,11 @@ from cae_raw.classify.engine import ClassifierEngine, Load
 from cae_raw.classify.examples import LARGEST, Labelled, Splits, Tell
 from cae_raw.classify.results import Results
 from cae_raw.data.order import epoch_order
-from cae_raw.data.scaling import scale_and_shift
 from cae_raw.errors import InputError
 from cae_raw.layers import Linear, Sequential
-from cae_raw.ops.batch import gather
+from cae_raw.models.inference import scaled
 from cae_raw.parallel import Parallel
 from cae_raw.training.optimizers import Adam
-
-Array = Any
 
 # Added to each feature's variance, as a share of the mean variance: a feature that hardly ever
 # changes is not blown up to the size of the others.
@@ -141,14 +138,8 @@ class _Stage:
 
 
 def _images(classifier: Classifier, split: Labelled) -> Load:
-    scale, shift = scale_and_shift(classifier.value_range)
-    backend = classifier.backend
-
-    def load(indices: np.ndarray) -> Array:
-        pixels = backend.asarray(split.images[indices])
-        return gather(pixels, backend.asarray(np.arange(len(indices))), scale=scale, shift=shift)
-
-    return load
+    backend, value_range = classifier.backend, classifier.value_range
+    return lambda indices: scaled(backend, split.images[indices], value_range)
 
 
 def _train_linear(

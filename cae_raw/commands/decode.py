@@ -16,12 +16,12 @@ from cae_raw.commands.model_choice import choose_model
 from cae_raw.commands.options import check_threads
 from cae_raw.commands.shell import one_line
 from cae_raw.data.image_file import load_image
-from cae_raw.data.scaling import to_bytes, to_floats
+from cae_raw.data.scaling import to_bytes
 from cae_raw.errors import InputError, unknown_name
 from cae_raw.fit import fit
 from cae_raw.layers import Conv2d
 from cae_raw.layers.base import Trace
-from cae_raw.models import Autoencoder
+from cae_raw.models import Autoencoder, inference
 from cae_raw.models.masks import RULES, masks_of, pooling_layers, repeat_masks
 from cae_raw.pictures import save_png, to_image
 
@@ -184,7 +184,7 @@ def _masks(
         )
         return RULES[rule](model, 1), f"{rule}, {' and '.join(taps)}", []
     image, notes = fit(model, load_image(image_path))
-    x = model.backend.asarray(to_floats(image[None], model.value_range))
+    x = inference.scaled(model.backend, image[None], model.value_range)
     words = f"those that the encoder chooses for {one_line(image_path)}"
     return masks_of(model, x), words, [f"{one_line(image_path)}: {note}" for note in notes]
 
@@ -214,8 +214,7 @@ def _write(
     size = max(1, min(LARGEST_BATCH, BATCH_BYTES // (16 * maps)))
     for batch in found.batches(size):
         masks = repeat_masks(model, entries, len(batch))
-        with np.errstate(all="ignore"):  # wild codes are reported, not warned about
-            y = model.backend.to_numpy(model.decode(model.backend.asarray(batch), masks))
+        y = inference.decode(model, batch, masks)  # wild codes are reported, not warned about
         not_finite += int(np.count_nonzero(~np.isfinite(y)))
         for image in to_bytes(y, model.value_range):
             save_png(to_image(image), paths[done])

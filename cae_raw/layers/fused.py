@@ -4,10 +4,11 @@
     MaxUnpool2d, Conv2d, ReLU         nor is the one between unpooling and convolution
     ReLU | Conv2d                     the ReLU's derivative is taken where its gradient is made
 
-The ReLU may be missing, pooling is over 2x2 side by side, and layers in no such run are computed
-one by one. Parameters, results and gradients are those of the layers; so is the trace, except that
-it holds a ReLU's output as it is after the pooling, and a convolution's input as it is before the
-unpooling. `Sequential` is the version to read first.
+The ReLU may be missing, and in the first two it may be a Tanh. Pooling is over 2x2 side by side,
+and layers in no such run are computed as `Sequential` does it. Parameters, results and gradients
+are those of the layers; so is the trace, except that it holds an activation's output as it is after
+the pooling, and a convolution's input as it is before the unpooling. `Sequential` is the version to
+read first.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cae_raw.layers.activation import ReLU
+from cae_raw.layers.activation import Activation, ReLU, Tanh
 from cae_raw.layers.base import Array, Gradients, Layer, Trace
 from cae_raw.layers.conv2d import Conv2d
 from cae_raw.layers.pool2d import MaxPool2d, MaxUnpool2d
 from cae_raw.layers.sequential import Sequential
-from cae_raw.ops import activation, conv2d, conv2d_pool, unpool_conv2d
+from cae_raw.ops import conv2d, conv2d_pool, unpool_conv2d
 
 L = TypeVar("L", bound=Layer)
 
@@ -40,7 +41,7 @@ class ConvBlock:
 
     position: int
     conv: Conv2d
-    relu: ReLU | None = None
+    activation: Activation | None = None
     pool: MaxPool2d | None = None
     unpool: MaxUnpool2d | None = None
     takes_derivative: bool = False
@@ -48,7 +49,7 @@ class ConvBlock:
 
     @property
     def layers(self) -> list[Layer]:
-        parts = (self.unpool, self.conv, self.relu, self.pool)
+        parts = (self.unpool, self.conv, self.activation, self.pool)
         return [layer for layer in parts if layer is not None]
 
     @property
@@ -68,7 +69,7 @@ class ConvBlock:
 
     def forward(self, x: Array, trace: Trace) -> Array:
         conv = self.conv
-        made = {**self._window, "activation": None if self.relu is None else self.relu.kind}
+        made = {**self._window, "activation": self.activation and self.activation.kind}
         trace[conv] = x
         if self.unpool is not None:
             mask, shape = self.unpool.selection(x, trace)
@@ -84,15 +85,15 @@ class ConvBlock:
         else:
             conv.output_shape(x.shape[1:])
             y = conv2d.conv2d_forward(x, conv.weight, conv.bias, **made)
-        if self.relu is not None:
-            trace[self.relu] = y
+        if self.activation is not None:
+            trace[self.activation] = y
         return y
 
     def backward(
         self, dy: Array, trace: Trace, grads: Gradients | None, need_dx: bool
     ) -> Array | None:
-        if self.relu is not None and not self.leaves_derivative:
-            dy = activation.relu_backward(dy, trace[self.relu])
+        if self.activation is not None and not self.leaves_derivative:
+            dy = self.activation.backward(dy, trace)
         if grads is not None:
             weight, bias = f"{self.position}.weight", f"{self.position}.bias"
             grads[weight] = self._weight_gradient(dy, trace, grads.get(weight))
@@ -138,11 +139,11 @@ class SingleLayers:
     def has_parameters(self) -> bool:
         return any(layer.params for layer in self.layers)
 
-    def forward(self, x: Array, trace: Trace) -> Array:
+    def forward(self, x: Array, trace: Trace | None = None) -> Array:
         return self.model.forward(x, trace, start=self.start, until=self.until)
 
     def backward(
-        self, dy: Array, trace: Trace, grads: Gradients | None, need_dx: bool
+        self, dy: Array, trace: Trace, grads: Gradients | None = None, need_dx: bool = True
     ) -> Array | None:
         return self.model.backward(
             dy, trace, grads, need_dx=need_dx, start=self.start, until=self.until
@@ -160,8 +161,9 @@ class Fused:
     def __init__(self, model: Sequential, start: int = 0, until: int | None = None) -> None:
         self.parts = list(_parts(model, start, len(model.stack) if until is None else until))
         for first, second in zip(self.parts, self.parts[1:], strict=False):
-            if isinstance(first, ConvBlock) and isinstance(second, ConvBlock) and first.relu:
-                first.leaves_derivative = second.takes_derivative = True
+            if isinstance(first, ConvBlock) and isinstance(second, ConvBlock):
+                of_relu = isinstance(first.activation, ReLU)
+                first.leaves_derivative = second.takes_derivative = of_relu
 
     @property
     def fuses(self) -> bool:
@@ -223,9 +225,9 @@ def _block(stack: list[Layer], i: int) -> ConvBlock | None:
     position, conv = i, take(Conv2d)
     if conv is None:
         return None
-    relu = take(ReLU)
+    activation = take(ReLU) or take(Tanh)
     pool = None if unpool is not None else take(MaxPool2d)
-    return ConvBlock(position, conv, relu, pool, unpool)
+    return ConvBlock(position, conv, activation, pool, unpool)
 
 
 def _is_simple(layer: Layer) -> bool:

@@ -83,6 +83,14 @@ class Autoencoder(Sequential):
         Raises:
             InputError: if masks are missing, or codes or masks do not fit the model.
         """
+        return self.forward(code, self.masks_to_decode(masks), start=self.encoder_length)
+
+    def masks_to_decode(self, masks: Trace | None) -> Trace:
+        """Those of `masks` that the decoder reads, in a trace of their own.
+
+        Raises:
+            InputError: if one is missing.
+        """
         masks = {} if masks is None else masks
         decoder = self.stack[self.encoder_length :]
         pools = [layer.pool for layer in decoder if isinstance(layer, MaxUnpool2d)]
@@ -91,8 +99,7 @@ class Autoencoder(Sequential):
                 f"a code of the model {self.name} cannot be decoded alone: its decoder needs "
                 "pooling masks, see cae_raw.models.masks"
             )
-        trace: Trace = {pool: masks[pool] for pool in pools}  # the caller's stays as it is
-        return self.forward(code, trace, start=self.encoder_length)
+        return {pool: masks[pool] for pool in pools}
 
     def l2(self, coefficient: float, decoder: bool = False) -> dict[str, float]:
         """The penalty as optimizers take it: on the encoder's weights, the decoder's on request."""

@@ -23,6 +23,7 @@ from cae_raw.errors import InputError
 from cae_raw.layers import MaxPool2d, MaxUnpool2d
 from cae_raw.layers.base import Array, Shape, Trace
 from cae_raw.models.autoencoder import Autoencoder
+from cae_raw.models.inference import layers_of
 
 
 def pooling_layers(model: Autoencoder) -> list[MaxPool2d]:
@@ -35,7 +36,7 @@ def pooling_layers(model: Autoencoder) -> list[MaxPool2d]:
 def masks_of(model: Autoencoder, x: Array) -> Trace:
     """The masks of a batch of images x (N, C, H, W), scaled to the value range."""
     trace: Trace = {}
-    model.encode(x, trace)
+    layers_of(model, 0, model.encoder_length).forward(x, trace)
     return {pool: trace[pool] for pool in pooling_layers(model)}
 
 

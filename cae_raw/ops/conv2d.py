@@ -156,7 +156,7 @@ def _backward_bias_cuda(dy: Array, *, out: Array | None = None) -> Array:
     n, o, oh, ow = dy.shape
     db = backend.empty((o,)) if out is None else out
     # As many pieces as fill a GPU, each of at least BIAS_PIECE elements.
-    wanted = max(1, min(n * oh * ow // BIAS_PIECE, 2 * plan.BLOCKS_OF_A_SUM // o))
+    wanted = max(1, min(n * oh * ow // BIAS_PIECE, 2 * plan.BLOCKS_OF_A_SUM // max(1, o)))
     piece_size = max(1, -(-n * oh * ow // wanted))
     pieces = max(1, -(-n * oh * ow // piece_size))
     partial = db if pieces == 1 else backend.empty((pieces, o))

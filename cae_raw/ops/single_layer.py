@@ -282,8 +282,16 @@ class SingleLayerCuda:
         return total[:1]
 
     def squared_error(
-        self, images: Array, indices: Array, params: Mapping[str, Array], y: Array | None = None
+        self,
+        images: Array,
+        indices: Array,
+        params: Mapping[str, Array],
+        y: Array | None = None,
+        code: Array | None = None,
     ) -> Array:
-        """The sum alone; y (N, C, H, W) receives the reconstructions if it is given."""
+        """The sum alone; y (N, C, H, W) receives the reconstructions, `code` the codes, if given.
+
+        The code is (N, F, H+2, W+2).
+        """
         w1, b1, w2, b2 = params.values()
-        return single_layer_forward(images, indices, w1, b1, w2, b2, None, y, **self.model)
+        return single_layer_forward(images, indices, w1, b1, w2, b2, code, y, **self.model)

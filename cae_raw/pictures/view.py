@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cae_raw.data.scaling import to_bytes, to_floats
+from cae_raw.data.scaling import Floats, to_bytes, to_floats
 from cae_raw.errors import InputError
 from cae_raw.figures import Figures, error_levels
 from cae_raw.layers import Conv2d, Layer, MaxPool2d
 from cae_raw.layers.activation import Activation
 from cae_raw.models import Autoencoder
+from cae_raw.models.inference import reconstruct
 
 LONGEST_NAME = 90  # letters of a run's name under a title
 
@@ -112,14 +113,9 @@ class View:
         return to_floats(self.images, self.model.value_range)
 
     @cached_property
-    def y(self) -> NDArray[np.float32]:
+    def y(self) -> Floats:
         """What the model makes of them."""
-        backend = self.model.backend
-        with np.errstate(all="ignore"):  # a diverged model is shown, not warned about
-            found: NDArray[np.float32] = backend.to_numpy(
-                self.model.forward(backend.asarray(self.x))
-            )
-        return found
+        return reconstruct(self.model, self.images)
 
     @cached_property
     def outputs(self) -> NDArray[np.uint8]:

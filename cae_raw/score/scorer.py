@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cae_raw.data.scaling import to_floats
 from cae_raw.models import Autoencoder
+from cae_raw.models.inference import reconstruct
 from cae_raw.parallel import Parallel
 from cae_raw.reconstruct import reconstruct_image
 
@@ -53,10 +54,8 @@ class Scorer:
         return np.concatenate([np.empty(0), *self._workers.map(self._errors, parts)])
 
     def _errors(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        backend = self.model.backend
-        x = to_floats(images, self.model.value_range)
-        y = backend.to_numpy(self.model.forward(backend.asarray(x)))
-        difference = (y - x).reshape(len(x), -1).astype(np.float64)
+        difference = reconstruct(self.model, images) - to_floats(images, self.model.value_range)
+        difference = difference.reshape(len(images), -1).astype(np.float64)
         errors: NDArray[np.float64] = np.mean(np.square(difference), axis=1)
         errors[np.isnan(errors)] = inf
         return errors

@@ -20,10 +20,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cae_raw.backends import NUMPY
-from cae_raw.data.scaling import scale_and_shift, to_floats
+from cae_raw.data.scaling import scale_and_shift
 from cae_raw.errors import InputError
 from cae_raw.layers.loss import MSELoss
 from cae_raw.models import Autoencoder
+from cae_raw.models.inference import reconstruct
 from cae_raw.training.chunked import ChunkedStep
 from cae_raw.training.cpu_step import CpuStep, Problem
 from cae_raw.training.crew import Crew
@@ -157,10 +158,7 @@ class Engine:
 
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """Outputs float32 (N, C, H, W) for a few host images uint8 (N, C, H, W)."""
-        if self._whole is not None:
-            return self._whole.reconstruct(images)
-        x = to_floats(images, self.model.value_range)
-        return self.model.forward(x.astype(self.model.parameters.dtype, copy=False))
+        return reconstruct(self.model, images, fused=self.fused)
 
     def in_order(self, function: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
         """`map` on this engine's threads, while it is open; results in the order of the items."""

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from cae_raw.data.scaling import scale_and_shift
-from cae_raw.layers.fused import Fused
 from cae_raw.layers.loss import MSELoss
 from cae_raw.models import Autoencoder
+from cae_raw.models.inference import layers_of
 from cae_raw.ops.batch import gather
 from cae_raw.ops.single_layer import SingleLayerCuda
 from cae_raw.training.layerwise import Layerwise, sparsity_scale
@@ -41,7 +41,7 @@ class WholeBatch:
     ) -> None:
         self.model, self.loss, self.sparsity = model, loss, sparsity
         self.image_shape = image_shape
-        self.layers = Fused(model) if fused else model
+        self.layers = layers_of(model, fused=fused)
         self.layerwise = Layerwise(model, loss, sparsity, fused=fused)
         self.images_at_a_time = max(1, min(EVALUATION_BATCH, EVALUATION_BYTES // largest_map))
         self.scale, self.shift = scale_and_shift(model.value_range)
@@ -60,12 +60,6 @@ class WholeBatch:
             error = self.loss.partial(self.layers.forward(x), x, 1)[0]
             total += float(self.model.backend.to_numpy(error)[0])
         return total
-
-    def reconstruct(self, images: np.ndarray) -> np.ndarray:
-        """Outputs float32 (N, C, H, W) for a few host images uint8 (N, C, H, W)."""
-        backend = self.model.backend
-        x = self._load(backend.asarray(images), np.arange(len(images)))
-        return backend.to_numpy(self.layers.forward(x))
 
     def _load(self, images: Array, indices: np.ndarray) -> Array:
         place = self.model.backend.asarray(indices)
@@ -92,12 +86,6 @@ class FusedBatch(WholeBatch):
         every = backend.asarray(np.arange(len(images)))
         total = self._fused.squared_error(images, every, self.model.params)
         return float(backend.to_numpy(total)[0])
-
-    def reconstruct(self, images: np.ndarray) -> np.ndarray:
-        backend = self.model.backend
-        y, every = backend.empty(images.shape), backend.asarray(np.arange(len(images)))
-        self._fused.squared_error(backend.asarray(images), every, self.model.params, y)
-        return backend.to_numpy(y)
 
     @property
     def _fused(self) -> SingleLayerCuda:
