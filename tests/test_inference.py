@@ -1,4 +1,4 @@
-"""A trained model's forward passes: the layers' to the bit on the CPU, fused on a device."""
+"""A trained model's forward passes: the layers' on the CPU but for one, fused on a device."""
 
 from __future__ import annotations
 
@@ -90,12 +90,34 @@ def test_on_the_cpu_it_is_the_layers(kind: str) -> None:
     model = make(kind)
     images = images_for(model, 5)
     x = to_floats(images, model.value_range)
-    assert_array_equal(reconstruct(model, images), model.forward(x), strict=True)
+    assert_array_equal(reconstruct(model, images, fused=False), model.forward(x), strict=True)
     code, masks = encode(model, images), masks_of(model, x)
     assert_array_equal(code, model.encode(x), strict=True)
     assert_array_equal(decode(model, code, masks), model.decode(code, masks), strict=True)
     model.astype(np.float64)
-    assert_array_equal(reconstruct(model, images), model.forward(x.astype(np.float64)), strict=True)
+    y, expected = reconstruct(model, images), model.forward(x.astype(np.float64))
+    assert_allclose(y, expected, rtol=0, atol=1e-14, strict=True)
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (150, 90)])
+def test_on_the_cpu_the_fused_step_reconstructs(
+    kind: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a model has one; whole images, and bands of rows of larger ones."""
+    model = make(kind)
+    if model.fused is None:
+        pytest.skip("this model has no fused step on the CPU")
+    images = np.random.default_rng(2).integers(0, 256, (3, model.channels, *size), dtype=np.uint8)
+    expected = model.forward(to_floats(images, model.value_range))
+    assert_allclose(reconstruct(model, images), expected, rtol=0, atol=2e-6, strict=True)
+    assert reconstruct(model, images[:0]).shape == (0, *images.shape[1:])
+
+    def layers(*_: Any, **__: Any) -> None:
+        raise AssertionError("went layer by layer")
+
+    monkeypatch.setattr(model, "forward", layers)
+    reconstruct(model, images)
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])

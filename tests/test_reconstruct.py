@@ -20,6 +20,7 @@ from cae_raw.data.scaling import to_bytes, to_floats
 from cae_raw.errors import InputError
 from cae_raw.layers import Conv2d, Flatten, Linear, ReLU, Tanh, Unflatten
 from cae_raw.models import Autoencoder, single_layer
+from cae_raw.models.inference import reconstruct
 from cae_raw.reconstruct import BLOCK_BYTES, reconstruct_image, reconstructed_blocks
 from cae_raw.reconstruct_files import FileResult, reconstruct_files
 
@@ -57,6 +58,13 @@ def in_one_piece(model: Autoencoder, image: NDArray[np.uint8]) -> NDArray[np.flo
     return y
 
 
+def assert_same_pixels(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> None:
+    """But for the few that the last bit of a float decides."""
+    differences = np.abs(found.astype(int) - expected)
+    assert differences.max(initial=0) <= 1
+    assert np.count_nonzero(differences) <= 1 + found.size // 1000
+
+
 # --- one image ------------------------------------------------------------------------------
 
 
@@ -79,9 +87,7 @@ def test_blocks_make_up_the_whole_image(
     assert (covered == 1).all()
     expected = in_one_piece(model, image)
     np.testing.assert_allclose(output, expected, rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(
-        to_bytes(output, model.value_range), to_bytes(expected, model.value_range)
-    )
+    assert_same_pixels(to_bytes(output, model.value_range), to_bytes(expected, model.value_range))
 
 
 def test_a_halo_that_is_too_small_would_show() -> None:
@@ -97,14 +103,12 @@ def test_a_halo_that_is_too_small_would_show() -> None:
 
 def test_all_windows_of_an_image_have_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     model, shapes = narrow(), []
-    forward = model.forward
 
-    def recorded(x: NDArray[np.float32], *args: Any, **options: Any) -> NDArray[np.float32]:
-        shapes.append(x.shape)
-        y: NDArray[np.float32] = forward(x, *args, **options)
-        return y
+    def recorded(model: Autoencoder, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        shapes.append(images.shape)
+        return reconstruct(model, images)
 
-    monkeypatch.setattr(model, "forward", recorded)
+    monkeypatch.setattr("cae_raw.reconstruct.reconstruct", recorded)
     assert len(list(reconstructed_blocks(model, noise(3, 101, 167), block_bytes=1))) == 4 * 6
     assert len(set(shapes)) == 1
 
@@ -129,7 +133,7 @@ def test_figures_come_from_the_floats() -> None:
     assert result.figures.mse == pytest.approx(mse, rel=1e-6)
     assert result.figures.half_mse == result.figures.mse / 2
     assert result.figures.psnr == pytest.approx(10 * np.log10(4 / mse))
-    np.testing.assert_array_equal(result.output, to_bytes(y, (-1, 1)))
+    assert_same_pixels(result.output, to_bytes(y, (-1, 1)))
     assert np.mean(result.error.astype(float) ** 2) == pytest.approx(mse * 127.5**2, rel=1e-5)
     assert result.image is image and not result.not_finite
 

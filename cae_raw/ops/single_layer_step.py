@@ -103,6 +103,14 @@ class SingleLayerStep:
             total += buffers.forward(part, buffers.evaluating)
         return np.array([total])
 
+    def reconstruct(self, x: Array, params: Mapping[str, Array]) -> Array:
+        """y for x (N, C, H, W), of the same shape."""
+        y = np.empty_like(x)
+        for buffers, part in self._parts(x, params, 1.0):
+            buffers.forward(part, buffers.evaluating)
+            y[part.which, :, part.top : part.bottom] = buffers.inner_y
+        return y
+
     def gradients(
         self,
         x: Array,
@@ -134,9 +142,10 @@ class SingleLayerStep:
         height = self.size[0]
         together = self.images_per_pass if self.band == height else 1
         for start in range(0, len(x), together):
-            images = x[start : start + together]
+            which = slice(start, min(start + together, len(x)))
+            images = x[which]
             for top in range(0, height, self.band):
-                part = _Part(images, top, min(top + self.band, height))
+                part = _Part(which, images, top, min(top + self.band, height))
                 key = len(images), part.bottom - top
                 if key not in made:
                     made[key] = _Buffers(self, *key)
@@ -147,8 +156,9 @@ class SingleLayerStep:
 
 
 class _Part(NamedTuple):
-    """Images (N, C, H, W), and the rows of their outputs that a pass is about."""
+    """Which images, their pixels (N, C, H, W), and the rows of the output that a pass is about."""
 
+    which: slice
     images: Array
     top: int
     bottom: int
@@ -226,6 +236,7 @@ class _Buffers:
         )
         self.between_rows = view(padded_dy, first + w, h, edge)
         self.y = padded_y[:, :, first : first + valid]
+        self.inner_y = view(padded_y, first, h, w)
 
         self.all_copies_x = aligned((n, rows, stored), dtype)
         self.all_copies_x.fill(0)
@@ -319,7 +330,7 @@ class _Buffers:
 
     def _take(self, part: _Part) -> None:
         """Put the part's pixels, and those around it, into padded_x."""
-        images, top, bottom = part
+        _, images, top, bottom = part
         low, high = max(0, top - self.edge), min(self.height, bottom + self.edge)
         start = self.edge - top  # the place of the image's first row
         np.copyto(self.x_rows[:, :, start + low : start + high], images[:, :, low:high])
