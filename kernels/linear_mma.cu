@@ -1,12 +1,13 @@
 // The three products of the fully connected layer on the tensor cores: operands rounded to tf32 or
-// bfloat16, sums in float32. See cae_raw/ops/linear_mma.py; formulas and shapes are those of linear.cu.
+// bfloat16, or (SPLIT) split into two numbers in tf32; sums in float32. See cae_raw/ops/linear.py;
+// formulas and shapes are those of linear.cu.
 //
 // linear_forward_mma: y[n,o] = act(b[o] + sum over i of round(x[n,i]) * round(w[o,i]))
 //   shapes: x (N, I), w (O, I), b (O), y (N, O)
 //   constants: THREADS, TILE_M, TILE_N, TILE_K, WARPS_M (see the drawing); BF16, 0 for tf32; SPLIT
 //   flops: 2*N*O*I
 //   bytes: 4*(N*I + O*I + splits*N*O + O)
-//   bound: memory for batches below about 200 (tf32) or 400 (bf16), else arithmetic
+//   bound: memory for batches below about 80 (split), 200 (tf32) or 400 (bf16), else arithmetic
 // linear_backward_input_mma: dx[n,i] = sum over o of round(dy[n,o]) * round(w[o,i])
 //   shapes: dy (N, O), w (O, I), dx (N, I)
 //   flops: 2*N*O*I
@@ -39,6 +40,38 @@
 constexpr int WORDS = TILE_K / PER_WORD;  // along k
 constexpr int WARPS_N = THREADS / WARP / WARPS_M;
 constexpr int WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / WARPS_N;
+constexpr int UNROLL = SPLIT ? 1 : WORDS / 8;  // with SPLIT a step is long, and registers are few
+
+// What shared memory keeps of a number, or of two neighbours along k: their word. With SPLIT, the
+// number itself: to split it when it is read costs three instructions, but two words would take twice
+// the reads and twice the memory.
+__device__ __forceinline__ unsigned kept(float v, float next) {
+  return SPLIT ? __float_as_uint(v) : word(v, next);
+}
+
+// Word i of a fragment from what was kept.
+template <int n>
+__device__ __forceinline__ void set_kept(Fragment<n>& fragment, int i, unsigned kept) {
+  if (SPLIT) {
+    fragment.set(i, __uint_as_float(kept));
+  } else {
+    fragment.big[i] = kept;
+  }
+}
+
+// sum += a * b. Tensor cores cut off what they add instead of rounding, so that a long sum drifts
+// towards zero: with SPLIT, each product starts from zero and is added as float32 is.
+__device__ __forceinline__ void add_product(float (&sum)[4], const Fragment<4>& a,
+                                            const Fragment<2>& b) {
+  if (!SPLIT) {
+    mma(sum, a, b);
+    return;
+  }
+  float product[4] = {};
+  mma(product, a, b);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum[i] += product[i];
+}
 
 // One operand's tile of ROWS x TILE_K values, on its way from device to shared memory in pieces of
 // four words. K_RUNS: k is the contiguous axis of the source, and of the tile; else the rows are.
@@ -93,9 +126,9 @@ struct Operand {
       const float4 a = held[m][0], b = held[m][PER_WORD - 1];
       uint4 words;
       if (K_RUNS && BF16) {  // neighbours along k lie in one float4
-        words = {word(a.x, a.y), word(a.z, a.w), word(b.x, b.y), word(b.z, b.w)};
+        words = {kept(a.x, a.y), kept(a.z, a.w), kept(b.x, b.y), kept(b.z, b.w)};
       } else {
-        words = {word(a.x, b.x), word(a.y, b.y), word(a.z, b.z), word(a.w, b.w)};
+        words = {kept(a.x, b.x), kept(a.y, b.y), kept(a.z, b.z), kept(a.w, b.w)};
       }
       *(uint4*)&tile[buffer][at(row, first)] = words;
     }
@@ -135,26 +168,28 @@ __device__ void multiply(const float* A, int pitch_a, const float* B, int pitch_
         left.read(k0 + TILE_K, k_end);
         right.read(k0 + TILE_K, k_end);
       }
-#pragma unroll
+#pragma unroll UNROLL
       for (int first = 0; first < WORDS; first += 8) {
-        unsigned a[WARP_M / 16][4], fragment[2];
+        Fragment<4> a_words[WARP_M / 16];
+        Fragment<2> b_words;
 #pragma unroll
         for (int i = 0; i < WARP_M / 16; ++i) {
 #pragma unroll
           for (int part = 0; part < 4; ++part) {
-            a[i][part] = a_tile[buffer][Left::at(m_local + i * 16 + row + part % 2 * 8,
-                                                 first + column + part / 2 * 4)];
+            const int m = m_local + i * 16 + row + part % 2 * 8;
+            const int k = first + column + part / 2 * 4;
+            set_kept(a_words[i], part, a_tile[buffer][Left::at(m, k)]);
           }
         }
 #pragma unroll
         for (int j = 0; j < WARP_N / 8; ++j) {
 #pragma unroll
           for (int part = 0; part < 2; ++part) {
-            fragment[part] =
-                b_tile[buffer][Right::at(n_local + j * 8 + row, first + column + part * 4)];
+            const int n = n_local + j * 8 + row, k = first + column + part * 4;
+            set_kept(b_words, part, b_tile[buffer][Right::at(n, k)]);
           }
 #pragma unroll
-          for (int i = 0; i < WARP_M / 16; ++i) mma(sum[i][j], a[i], fragment);
+          for (int i = 0; i < WARP_M / 16; ++i) add_product(sum[i][j], a_words[i], b_words);
         }
       }
       buffer ^= 1;
