@@ -23,7 +23,7 @@
 // are few, as in linear.cu; linear_combine adds the ranges. A block owns a tile of out:
 //
 //                B tile  WORDS x TILE_N          device memory: float32
-//               +---------------------+            | 16-byte reads, one step ahead, kept in registers
+//               +---------------------+            | 16-byte reads, one step ahead, held in registers
 //               |                     |            v
 //   A tile      +----------+----------+          rounded to words, two tiles of A and two of B in
 //   TILE_M +--+ | warp 0   | warp 1   |          shared memory: one is written while the other is read,
@@ -36,6 +36,7 @@
 
 #include "common.cuh"
 #include "mma.cuh"
+#include "operand.cuh"
 
 constexpr int WORDS = TILE_K / PER_WORD;  // along k
 constexpr int WARPS_N = THREADS / WARP / WARPS_M;
@@ -73,64 +74,30 @@ __device__ __forceinline__ void add_product(float (&sum)[4], const Fragment<4>& 
   for (int i = 0; i < 4; ++i) sum[i] += product[i];
 }
 
-// One operand's tile of ROWS x TILE_K values, on its way from device to shared memory in pieces of
-// four words. K_RUNS: k is the contiguous axis of the source, and of the tile; else the rows are.
-// The pitch keeps pieces 16-byte aligned and puts the 32 words of a fragment into 32 banks.
+// How an operand's tile lies in shared memory: with K_RUNS, k is its contiguous axis, else the rows
+// are. The pitch keeps pieces 16-byte aligned and puts the 32 words of a fragment into 32 banks.
 template <bool K_RUNS, int ROWS>
-struct Operand {
+struct Tile {
+  using Source = Operand<K_RUNS, ROWS, PER_WORD>;
   static constexpr int PITCH = K_RUNS ? WORDS + 4 : ROWS + 8;
-  static constexpr int SIZE = (K_RUNS ? ROWS : WORDS) * PITCH;
-  static constexpr int ACROSS = (K_RUNS ? WORDS : ROWS) / 4;  // pieces side by side
-  static constexpr int MINE = ROWS * WORDS / 4 / THREADS;     // pieces of a thread
-  static_assert(ROWS * WORDS % (4 * THREADS) == 0, "every thread has as many pieces");
 
-  const float* source;
-  long long pitch;
-  int row0, rows;
-  bool wide;
-  float4 held[MINE][PER_WORD];
-
-  __device__ Operand(const float* source_, int pitch_, int row0_, int rows_)
-      : source(source_), pitch(pitch_), row0(row0_), rows(rows_),
-        wide(pitch_ % 4 == 0 && is_aligned(source_, 16)) {}
+  unsigned words[(K_RUNS ? ROWS : WORDS) * PITCH];
 
   static __device__ __forceinline__ int at(int row, int word) {
     return K_RUNS ? row * PITCH + word : word * PITCH + row;
   }
 
-  __device__ __forceinline__ void read(int k0, int k_end) {
+  __device__ __forceinline__ void write(const Source& from) {
 #pragma unroll
-    for (int m = 0; m < MINE; ++m) {
-      const int e = threadIdx.x + m * THREADS;
-      const int row = row0 + (K_RUNS ? e / ACROSS : e % ACROSS * 4);
-      const int k = k0 + (K_RUNS ? e % ACROSS * 4 : e / ACROSS) * PER_WORD;
-#pragma unroll
-      for (int h = 0; h < PER_WORD; ++h) {
-        if (K_RUNS) {
-          const int left = row < rows ? k_end - (k + 4 * h) : 0;
-          held[m][h] = read4(source + row * pitch + k + 4 * h, left, wide);
-        } else {
-          const int left = k + h < k_end ? rows - row : 0;
-          held[m][h] = read4(source + (k + h) * pitch + row, left, wide);
-        }
-      }
-    }
-  }
-
-  __device__ __forceinline__ void write(unsigned (&tile)[2][SIZE], int buffer) const {
-#pragma unroll
-    for (int m = 0; m < MINE; ++m) {
-      const int e = threadIdx.x + m * THREADS;
-      const int row = K_RUNS ? e / ACROSS : e % ACROSS * 4;
-      const int first = K_RUNS ? e % ACROSS * 4 : e / ACROSS;
-      const float4 a = held[m][0], b = held[m][PER_WORD - 1];
-      uint4 words;
+    for (int m = 0; m < Source::MINE; ++m) {
+      const float4 a = from.held[m][0], b = from.held[m][PER_WORD - 1];
+      uint4 piece;
       if (K_RUNS && BF16) {  // neighbours along k lie in one float4
-        words = {kept(a.x, a.y), kept(a.z, a.w), kept(b.x, b.y), kept(b.z, b.w)};
+        piece = {kept(a.x, a.y), kept(a.z, a.w), kept(b.x, b.y), kept(b.z, b.w)};
       } else {
-        words = {kept(a.x, b.x), kept(a.y, b.y), kept(a.z, b.z), kept(a.w, b.w)};
+        piece = {kept(a.x, b.x), kept(a.y, b.y), kept(a.z, b.z), kept(a.w, b.w)};
       }
-      *(uint4*)&tile[buffer][at(row, first)] = words;
+      *(uint4*)&words[at(Source::row_of(m), Source::word_of(m))] = piece;
     }
   }
 };
@@ -139,10 +106,10 @@ template <bool A_K_RUNS, bool B_K_RUNS>
 __device__ void multiply(const float* A, int pitch_a, const float* B, int pitch_b, const float* b,
                          float* out, int M, int N, int K, int k_per_split, int splits,
                          int activation) {
-  using Left = Operand<A_K_RUNS, TILE_M>;
-  using Right = Operand<B_K_RUNS, TILE_N>;
-  __shared__ __align__(16) unsigned a_tile[2][Left::SIZE];
-  __shared__ __align__(16) unsigned b_tile[2][Right::SIZE];
+  using ATile = Tile<A_K_RUNS, TILE_M>;
+  using BTile = Tile<B_K_RUNS, TILE_N>;
+  __shared__ __align__(16) ATile a_tile[2];
+  __shared__ __align__(16) BTile b_tile[2];
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int row = lane / 4, column = lane % 4;  // as in mma.cuh
   const int m_local = warp / WARPS_N * WARP_M, n_local = warp % WARPS_N * WARP_N;
@@ -154,14 +121,14 @@ __device__ void multiply(const float* A, int pitch_a, const float* B, int pitch_
     const int split = divide_piece(divide_piece(piece, tiles_m, tile_m), tiles_n, tile_n);
     const int m0 = tile_m * TILE_M, n0 = tile_n * TILE_N;
     const int k_begin = split * k_per_split, k_end = min(k_begin + k_per_split, K);
-    Left left(A, pitch_a, m0, M);
-    Right right(B, pitch_b, n0, N);
+    typename ATile::Source left(A, pitch_a, m0, M);
+    typename BTile::Source right(B, pitch_b, n0, N);
     float sum[WARP_M / 16][WARP_N / 8][4] = {};
     left.read(k_begin, k_end);
     right.read(k_begin, k_end);
     for (int k0 = k_begin; k0 < k_end; k0 += TILE_K) {
-      left.write(a_tile, buffer);
-      right.write(b_tile, buffer);
+      a_tile[buffer].write(left);
+      b_tile[buffer].write(right);
       // The other buffer is free: whoever still read it has not come past the last barrier.
       __syncthreads();
       if (k0 + TILE_K < k_end) {
@@ -178,7 +145,7 @@ __device__ void multiply(const float* A, int pitch_a, const float* B, int pitch_
           for (int part = 0; part < 4; ++part) {
             const int m = m_local + i * 16 + row + part % 2 * 8;
             const int k = first + column + part / 2 * 4;
-            set_kept(a_words[i], part, a_tile[buffer][Left::at(m, k)]);
+            set_kept(a_words[i], part, a_tile[buffer].words[ATile::at(m, k)]);
           }
         }
 #pragma unroll
@@ -186,7 +153,7 @@ __device__ void multiply(const float* A, int pitch_a, const float* B, int pitch_
 #pragma unroll
           for (int part = 0; part < 2; ++part) {
             const int n = n_local + j * 8 + row, k = first + column + part * 4;
-            set_kept(b_words, part, b_tile[buffer][Right::at(n, k)]);
+            set_kept(b_words, part, b_tile[buffer].words[BTile::at(n, k)]);
           }
 #pragma unroll
           for (int i = 0; i < WARP_M / 16; ++i) add_product(sum[i][j], a_words[i], b_words);

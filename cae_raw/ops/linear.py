@@ -65,9 +65,13 @@ TF32X3 = {**TF32, "SPLIT": 1}
 BF16 = {**TF32, "BF16": 1}
 
 
-def _on_tensor_cores(constants: dict[str, int]) -> tuple[Kernel, ...]:
-    products = ("forward", "backward_input", "backward_weight")
-    return tuple(Kernel("linear_mma", f"linear_{product}_mma", constants) for product in products)
+def _on_tensor_cores(constants: dict[str, int]) -> tuple[Kernel, Kernel, Kernel]:
+    file = "linear_mma"
+    return (
+        Kernel(file, "linear_forward_mma", constants),
+        Kernel(file, "linear_backward_input_mma", constants),
+        Kernel(file, "linear_backward_weight_mma", constants),
+    )
 
 
 FORWARD = Kernel("linear", "linear_forward", CONSTANTS)
@@ -75,12 +79,15 @@ BACKWARD_INPUT = Kernel("linear", "linear_backward_input", CONSTANTS)
 BACKWARD_WEIGHT = Kernel("linear", "linear_backward_weight", CONSTANTS)
 BACKWARD_BIAS = Kernel("linear", "linear_backward_bias", CONSTANTS)
 COMBINE = Kernel("linear", "linear_combine", CONSTANTS)
+FORWARD_TF32, BACKWARD_INPUT_TF32, BACKWARD_WEIGHT_TF32 = _on_tensor_cores(TF32)
+FORWARD_TF32X3, BACKWARD_INPUT_TF32X3, BACKWARD_WEIGHT_TF32X3 = _on_tensor_cores(TF32X3)
+FORWARD_BF16, BACKWARD_INPUT_BF16, BACKWARD_WEIGHT_BF16 = _on_tensor_cores(BF16)
 
 KERNELS = {
     "float32": (FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT),
-    "tf32": _on_tensor_cores(TF32),
-    "tf32x3": _on_tensor_cores(TF32X3),
-    "bf16": _on_tensor_cores(BF16),
+    "tf32": (FORWARD_TF32, BACKWARD_INPUT_TF32, BACKWARD_WEIGHT_TF32),
+    "tf32x3": (FORWARD_TF32X3, BACKWARD_INPUT_TF32X3, BACKWARD_WEIGHT_TF32X3),
+    "bf16": (FORWARD_BF16, BACKWARD_INPUT_BF16, BACKWARD_WEIGHT_BF16),
 }
 
 # How k is cut. All of it is constant, because the order of a sum follows it: an H200's 132
