@@ -7,7 +7,7 @@
 
 tf32 and bf16 are what tensor cores take, from compute capability 8.0 on. An operand is then wrong
 by at most 2^-11 (tf32), 2^-23 (tf32x3) or 2^-8 (bf16) of itself; weights, gradients and the
-optimizer stay float32. With tf32x3 an infinite operand makes NaN, not infinity.
+optimizer stay float32. With tf32x3 an operand that is infinite in tf32 makes NaN.
 """
 
 from __future__ import annotations
