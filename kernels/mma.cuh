@@ -93,8 +93,8 @@ struct Fragment {
   // Word i is v, with BF16 v and next.
   __device__ __forceinline__ void set(int i, float v, float next = 0.0f) {
     if (SPLIT) {
-      // Rounded like word(), but without its test for infinity; and tensor cores do not read what
-      // small has too much. 3 instructions instead of 8. Big may lose a NaN, small does not.
+      // Rounded like word(), but without its test for infinity; and tensor cores do not read the bits
+      // of small beyond tf32. 3 instructions instead of 8. Big may lose a NaN, small does not.
       big[i] = (__float_as_uint(v) + 0x1000u) & TF32_BITS;
       small[i] = __float_as_uint(v - __uint_as_float(big[i]));
     } else {

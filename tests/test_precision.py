@@ -88,13 +88,14 @@ def test_two_numbers_in_tf32_hold_a_float32(backend: Backend) -> None:
     x = values()
     x = x[np.isfinite(rounded(x, "tf32"))]
     x = x[: len(x) // 12 * 12].reshape(-1, 12)
-    wide, bound = x.astype(np.float64), np.abs(x) * 2.0**-23
+    # Half of it is the last bit; tensor cores may cut off another when they add.
+    wide, bound = x.astype(np.float64), np.abs(x) * 2.0**-22
     for y in (
         times_the_unit_matrix(backend, x, "tf32x3"),
         times_the_unit_matrix(backend, np.ascontiguousarray(x.T), "tf32x3").T,
     ):
         assert (np.abs(y - wide) <= bound).all()
-    assert (np.abs(times_the_unit_matrix(backend, x, "tf32") - wide) > 1000 * bound).any()
+    assert (np.abs(times_the_unit_matrix(backend, x, "tf32") - wide) > 500 * bound).any()
     # As an operand of a sum, not only of a product with 1: what is no number must not get lost.
     for broken in (np.nan, -np.nan, np.inf):
         x[2, 3] = broken
