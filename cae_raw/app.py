@@ -144,7 +144,8 @@ def train_command(
         typer.Option(
             metavar="NAME",
             help="For deep models on a GPU: float32, or what the operands of the linear layers' "
-            "products are rounded to, tf32 or bf16.",
+            "products become for tensor cores: tf32 or bf16, rounded; tf32x3, split in two, as "
+            "accurate as float32.",
         ),
     ] = "float32",
     epochs: Annotated[

@@ -1,12 +1,13 @@
 // The three products of the fully connected layer on the tensor cores: operands rounded to tf32 or
-// bfloat16, sums in float32. See cae_raw/ops/linear_mma.py; formulas and shapes are those of linear.cu.
+// bfloat16, or (SPLIT) split into two numbers in tf32; sums in float32. See cae_raw/ops/linear.py;
+// formulas and shapes are those of linear.cu.
 //
 // linear_forward_mma: y[n,o] = act(b[o] + sum over i of round(x[n,i]) * round(w[o,i]))
 //   shapes: x (N, I), w (O, I), b (O), y (N, O)
 //   constants: THREADS, TILE_M, TILE_N, TILE_K, WARPS_M (see the drawing); BF16, 0 for tf32; SPLIT
 //   flops: 2*N*O*I
 //   bytes: 4*(N*I + O*I + splits*N*O + O)
-//   bound: memory for batches below about 200 (tf32) or 400 (bf16), else arithmetic
+//   bound: memory for batches below about 80 (split), 200 (tf32) or 400 (bf16), else arithmetic
 // linear_backward_input_mma: dx[n,i] = sum over o of round(dy[n,o]) * round(w[o,i])
 //   shapes: dy (N, O), w (O, I), dx (N, I)
 //   flops: 2*N*O*I
@@ -22,7 +23,7 @@
 // are few, as in linear.cu; linear_combine adds the ranges. A block owns a tile of out:
 //
 //                B tile  WORDS x TILE_N          device memory: float32
-//               +---------------------+            | 16-byte reads, one step ahead, kept in registers
+//               +---------------------+            | 16-byte reads, one step ahead, held in registers
 //               |                     |            v
 //   A tile      +----------+----------+          rounded to words, two tiles of A and two of B in
 //   TILE_M +--+ | warp 0   | warp 1   |          shared memory: one is written while the other is read,
@@ -35,69 +36,68 @@
 
 #include "common.cuh"
 #include "mma.cuh"
+#include "operand.cuh"
 
 constexpr int WORDS = TILE_K / PER_WORD;  // along k
 constexpr int WARPS_N = THREADS / WARP / WARPS_M;
 constexpr int WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / WARPS_N;
+constexpr int UNROLL = SPLIT ? 1 : WORDS / 8;  // with SPLIT a step is long, and registers are few
 
-// One operand's tile of ROWS x TILE_K values, on its way from device to shared memory in pieces of
-// four words. K_RUNS: k is the contiguous axis of the source, and of the tile; else the rows are.
-// The pitch keeps pieces 16-byte aligned and puts the 32 words of a fragment into 32 banks.
+// What shared memory keeps of a number, or of two neighbours along k: their word. With SPLIT, the
+// number itself: to split it when it is read costs three instructions, but two words would take twice
+// the reads and twice the memory.
+__device__ __forceinline__ unsigned kept(float v, float next) {
+  return SPLIT ? __float_as_uint(v) : word(v, next);
+}
+
+// Word i of a fragment from what was kept.
+template <int n>
+__device__ __forceinline__ void set_kept(Fragment<n>& fragment, int i, unsigned kept) {
+  if (SPLIT) {
+    fragment.set(i, __uint_as_float(kept));
+  } else {
+    fragment.big[i] = kept;
+  }
+}
+
+// sum += a * b. Tensor cores cut off what they add instead of rounding, so that a long sum drifts
+// towards zero: with SPLIT, each product starts from zero and is added as float32 is.
+__device__ __forceinline__ void add_product(float (&sum)[4], const Fragment<4>& a,
+                                            const Fragment<2>& b) {
+  if (!SPLIT) {
+    mma(sum, a, b);
+    return;
+  }
+  float product[4] = {};
+  mma(product, a, b);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum[i] += product[i];
+}
+
+// How an operand's tile lies in shared memory: with K_RUNS, k is its contiguous axis, else the rows
+// are. The pitch keeps pieces 16-byte aligned and puts the 32 words of a fragment into 32 banks.
 template <bool K_RUNS, int ROWS>
-struct Operand {
+struct Tile {
+  using Source = Operand<K_RUNS, ROWS, PER_WORD>;
   static constexpr int PITCH = K_RUNS ? WORDS + 4 : ROWS + 8;
-  static constexpr int SIZE = (K_RUNS ? ROWS : WORDS) * PITCH;
-  static constexpr int ACROSS = (K_RUNS ? WORDS : ROWS) / 4;  // pieces side by side
-  static constexpr int MINE = ROWS * WORDS / 4 / THREADS;     // pieces of a thread
-  static_assert(ROWS * WORDS % (4 * THREADS) == 0, "every thread has as many pieces");
 
-  const float* source;
-  long long pitch;
-  int row0, rows;
-  bool wide;
-  float4 held[MINE][PER_WORD];
-
-  __device__ Operand(const float* source_, int pitch_, int row0_, int rows_)
-      : source(source_), pitch(pitch_), row0(row0_), rows(rows_),
-        wide(pitch_ % 4 == 0 && is_aligned(source_, 16)) {}
+  unsigned words[(K_RUNS ? ROWS : WORDS) * PITCH];
 
   static __device__ __forceinline__ int at(int row, int word) {
     return K_RUNS ? row * PITCH + word : word * PITCH + row;
   }
 
-  __device__ __forceinline__ void read(int k0, int k_end) {
+  __device__ __forceinline__ void write(const Source& from) {
 #pragma unroll
-    for (int m = 0; m < MINE; ++m) {
-      const int e = threadIdx.x + m * THREADS;
-      const int row = row0 + (K_RUNS ? e / ACROSS : e % ACROSS * 4);
-      const int k = k0 + (K_RUNS ? e % ACROSS * 4 : e / ACROSS) * PER_WORD;
-#pragma unroll
-      for (int h = 0; h < PER_WORD; ++h) {
-        if (K_RUNS) {
-          const int left = row < rows ? k_end - (k + 4 * h) : 0;
-          held[m][h] = read4(source + row * pitch + k + 4 * h, left, wide);
-        } else {
-          const int left = k + h < k_end ? rows - row : 0;
-          held[m][h] = read4(source + (k + h) * pitch + row, left, wide);
-        }
-      }
-    }
-  }
-
-  __device__ __forceinline__ void write(unsigned (&tile)[2][SIZE], int buffer) const {
-#pragma unroll
-    for (int m = 0; m < MINE; ++m) {
-      const int e = threadIdx.x + m * THREADS;
-      const int row = K_RUNS ? e / ACROSS : e % ACROSS * 4;
-      const int first = K_RUNS ? e % ACROSS * 4 : e / ACROSS;
-      const float4 a = held[m][0], b = held[m][PER_WORD - 1];
-      uint4 words;
+    for (int m = 0; m < Source::MINE; ++m) {
+      const float4 a = from.held[m][0], b = from.held[m][PER_WORD - 1];
+      uint4 piece;
       if (K_RUNS && BF16) {  // neighbours along k lie in one float4
-        words = {word(a.x, a.y), word(a.z, a.w), word(b.x, b.y), word(b.z, b.w)};
+        piece = {kept(a.x, a.y), kept(a.z, a.w), kept(b.x, b.y), kept(b.z, b.w)};
       } else {
-        words = {word(a.x, b.x), word(a.y, b.y), word(a.z, b.z), word(a.w, b.w)};
+        piece = {kept(a.x, b.x), kept(a.y, b.y), kept(a.z, b.z), kept(a.w, b.w)};
       }
-      *(uint4*)&tile[buffer][at(row, first)] = words;
+      *(uint4*)&words[at(Source::row_of(m), Source::word_of(m))] = piece;
     }
   }
 };
@@ -106,10 +106,10 @@ template <bool A_K_RUNS, bool B_K_RUNS>
 __device__ void multiply(const float* A, int pitch_a, const float* B, int pitch_b, const float* b,
                          float* out, int M, int N, int K, int k_per_split, int splits,
                          int activation) {
-  using Left = Operand<A_K_RUNS, TILE_M>;
-  using Right = Operand<B_K_RUNS, TILE_N>;
-  __shared__ __align__(16) unsigned a_tile[2][Left::SIZE];
-  __shared__ __align__(16) unsigned b_tile[2][Right::SIZE];
+  using ATile = Tile<A_K_RUNS, TILE_M>;
+  using BTile = Tile<B_K_RUNS, TILE_N>;
+  __shared__ __align__(16) ATile a_tile[2];
+  __shared__ __align__(16) BTile b_tile[2];
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int row = lane / 4, column = lane % 4;  // as in mma.cuh
   const int m_local = warp / WARPS_N * WARP_M, n_local = warp % WARPS_N * WARP_N;
@@ -121,40 +121,42 @@ __device__ void multiply(const float* A, int pitch_a, const float* B, int pitch_
     const int split = divide_piece(divide_piece(piece, tiles_m, tile_m), tiles_n, tile_n);
     const int m0 = tile_m * TILE_M, n0 = tile_n * TILE_N;
     const int k_begin = split * k_per_split, k_end = min(k_begin + k_per_split, K);
-    Left left(A, pitch_a, m0, M);
-    Right right(B, pitch_b, n0, N);
+    typename ATile::Source left(A, pitch_a, m0, M);
+    typename BTile::Source right(B, pitch_b, n0, N);
     float sum[WARP_M / 16][WARP_N / 8][4] = {};
     left.read(k_begin, k_end);
     right.read(k_begin, k_end);
     for (int k0 = k_begin; k0 < k_end; k0 += TILE_K) {
-      left.write(a_tile, buffer);
-      right.write(b_tile, buffer);
+      a_tile[buffer].write(left);
+      b_tile[buffer].write(right);
       // The other buffer is free: whoever still read it has not come past the last barrier.
       __syncthreads();
       if (k0 + TILE_K < k_end) {
         left.read(k0 + TILE_K, k_end);
         right.read(k0 + TILE_K, k_end);
       }
-#pragma unroll
+#pragma unroll UNROLL
       for (int first = 0; first < WORDS; first += 8) {
-        unsigned a[WARP_M / 16][4], fragment[2];
+        Fragment<4> a_words[WARP_M / 16];
+        Fragment<2> b_words;
 #pragma unroll
         for (int i = 0; i < WARP_M / 16; ++i) {
 #pragma unroll
           for (int part = 0; part < 4; ++part) {
-            a[i][part] = a_tile[buffer][Left::at(m_local + i * 16 + row + part % 2 * 8,
-                                                 first + column + part / 2 * 4)];
+            const int m = m_local + i * 16 + row + part % 2 * 8;
+            const int k = first + column + part / 2 * 4;
+            set_kept(a_words[i], part, a_tile[buffer].words[ATile::at(m, k)]);
           }
         }
 #pragma unroll
         for (int j = 0; j < WARP_N / 8; ++j) {
 #pragma unroll
           for (int part = 0; part < 2; ++part) {
-            fragment[part] =
-                b_tile[buffer][Right::at(n_local + j * 8 + row, first + column + part * 4)];
+            const int n = n_local + j * 8 + row, k = first + column + part * 4;
+            set_kept(b_words, part, b_tile[buffer].words[BTile::at(n, k)]);
           }
 #pragma unroll
-          for (int i = 0; i < WARP_M / 16; ++i) mma(sum[i][j], a[i], fragment);
+          for (int i = 0; i < WARP_M / 16; ++i) add_product(sum[i][j], a_words[i], b_words);
         }
       }
       buffer ^= 1;

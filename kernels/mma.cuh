@@ -5,7 +5,7 @@
 // even, the first of them in the low half. Products are exact in float32, and sums are float32.
 //
 // SPLIT = 1 (with BF16 = 0) is float32's accuracy from tf32: a number is the sum of its rounding, big,
-// and of what that leaves, small, rounded too; a product is big*big + big*small + small*big. It lacks
+// and of what that leaves, small, cut off; a product is big*big + big*small + small*big. It lacks
 // at most 3 * 2^-22 of itself, where float32's own rounding is 2^-24 (H. Ootomo, R. Yokota: "Recovering
 // single precision accuracy from Tensor Cores", 2022). Infinities become NaN, as inf - inf is.
 //
@@ -21,7 +21,9 @@
 
 static_assert(!(SPLIT && BF16), "only tf32 is split");
 constexpr int PER_WORD = BF16 ? 2 : 1;
-constexpr int MMA_BLOCKS = TENSOR_CORES ? 3 : 1;  // per multiprocessor; the twin needs more registers
+constexpr unsigned TF32_BITS = 0xffffe000u;  // what tensor cores read of a float32
+// Blocks per multiprocessor; with SPLIT, fragments take twice the registers, and the twin more still.
+constexpr int MMA_BLOCKS = TENSOR_CORES ? (SPLIT ? 2 : 3) : 1;
 
 // One word: v alone in tf32, or v and next in bfloat16.
 __device__ __forceinline__ unsigned word(float v, float next) {
@@ -40,7 +42,7 @@ __device__ __forceinline__ unsigned word(float v, float next) {
   after = next == next ? after + 0x7fffu + (after >> 16 & 1) : 0x7fff0000u;
   return (bits >> 16) | (after & 0xffff0000u);
 #else
-  return v == v ? (bits + 0x1000u) & 0xffffe000u : 0x7fffe000u;
+  return v == v ? (bits + 0x1000u) & TF32_BITS : 0x7fffe000u;
 #endif
 #endif
 }
@@ -75,8 +77,8 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const
       const unsigned left = words[i / 2 + k / 4 * 2][row * 4 + k % 4];
       const unsigned right = words[4 + k / 4][column * 4 + k % 4];
       if (BF16) d[i] = fmaf(__uint_as_float(left << 16), __uint_as_float(right << 16), d[i]);
-      d[i] = fmaf(__uint_as_float(left & (BF16 ? 0xffff0000u : ~0u)),
-                  __uint_as_float(right & (BF16 ? 0xffff0000u : ~0u)), d[i]);
+      d[i] = fmaf(__uint_as_float(left & (BF16 ? 0xffff0000u : TF32_BITS)),
+                  __uint_as_float(right & (BF16 ? 0xffff0000u : TF32_BITS)), d[i]);
     }
   }
   __syncwarp();  // before the next product overwrites the words
@@ -90,8 +92,14 @@ struct Fragment {
 
   // Word i is v, with BF16 v and next.
   __device__ __forceinline__ void set(int i, float v, float next = 0.0f) {
-    big[i] = word(v, next);
-    if (SPLIT) small[i] = word(v - __uint_as_float(big[i]), 0.0f);
+    if (SPLIT) {
+      // Rounded like word(), but without its test for infinity; and tensor cores do not read the bits
+      // of small beyond tf32. 3 instructions instead of 8. Big may lose a NaN, small does not.
+      big[i] = (__float_as_uint(v) + 0x1000u) & TF32_BITS;
+      small[i] = __float_as_uint(v - __uint_as_float(big[i]));
+    } else {
+      big[i] = word(v, next);
+    }
   }
 };
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cae_raw.ops.precision import PRECISIONS
 from cae_raw.ops.windows import Pair, output_size
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -426,7 +427,7 @@ ROUNDED: dict[str, tuple[int, int, int]] = {
 
 def _rounded_products() -> None:
     """The same on tensor cores. Where sizes are multiples of four, reads are 16 bytes wide."""
-    for precision in ("tf32", "bf16"):
+    for precision in PRECISIONS[1:]:
         for number, (name, (n, i, o)) in enumerate(ROUNDED.items()):
             options: dict[str, Any] = {"precision": precision}
             activation = ("relu", None, "tanh")[number % 3]

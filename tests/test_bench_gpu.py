@@ -84,6 +84,9 @@ def test_every_kernel_is_timed(report: dict[str, Any]) -> None:
         assert launch["ms"] > 0 and launch["bytes"] > 0
         assert launch["relative_error"] <= 1e-4
         assert launch["share_of_copy"] > 0 and launch["share_of_multiply_add"] >= 0
+    split = [launch for launch in launches if launch["constants"].get("SPLIT")]
+    assert {launch["where"] for launch in split} >= {"deep encoder, tf32x3", "deep decoder, tf32x3"}
+    assert max(launch["relative_error"] for launch in split) <= 1e-5
 
 
 @emulated

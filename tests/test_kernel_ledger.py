@@ -32,6 +32,7 @@ from cae_raw.ops import (
     single_layer,
 )
 from cae_raw.ops import conv2d_plan as plan
+from cae_raw.ops.precision import PRECISIONS
 
 LEDGER = Path(__file__).with_name("kernel_ledger.json")
 MAX_STATIC_SHARED = 48 * 1024
@@ -61,8 +62,8 @@ def modules() -> dict[str, Kernel]:
             pool2d.MAXPOOL_FORWARD, reduce.ROWS,
         )
     }  # fmt: skip
-    result["linear_mma tf32"] = linear.FORWARD_TF32
-    result["linear_mma bf16"] = linear.FORWARD_BF16
+    for precision in PRECISIONS[1:]:
+        result[f"linear_mma {precision}"] = linear.KERNELS[precision][0]
     for file, layers in (
         ("conv2d", MODEL_CONVOLUTIONS),
         ("conv2d_pool", MODEL_POOLED),

@@ -15,6 +15,7 @@ from cae_raw.backends.cuda_backend import CudaBackend
 from cae_raw.commands import shell
 from cae_raw.errors import InputError
 from cae_raw.layers import Linear
+from cae_raw.measure.clock import relative_error
 from cae_raw.ops.linear import KERNELS, linear_forward
 from cae_raw.ops.precision import PRECISIONS, check_precision, rounded
 from cae_raw.training.config import TrainConfig
@@ -54,6 +55,7 @@ def test_names() -> None:
     assert tuple(KERNELS) == PRECISIONS
     x = values()
     assert rounded(x, "float32") is x
+    assert rounded(x, "tf32x3") is x
     with pytest.raises(InputError, match="tf32"):
         rounded(x, "fp8")
     with pytest.raises(InputError, match="tf32"):
@@ -76,7 +78,55 @@ def test_a_kernel_rounds_its_operands_by_the_same_rule(backend: Backend, precisi
     np.testing.assert_array_equal(np.isnan(backend.to_numpy(y)).any(1), np.isnan(broken).any(1))
 
 
-def losses(backend: Backend, precision: str) -> list[float]:
+def times_the_unit_matrix(backend: Backend, x: np.ndarray, precision: str) -> np.ndarray:
+    unit, zeros = np.eye(x.shape[1], dtype=np.float32), np.zeros(x.shape[1], np.float32)
+    y = linear_forward(*map(backend.asarray, (x, unit, zeros)), precision=precision)
+    return backend.to_numpy(y)
+
+
+def test_two_numbers_in_tf32_hold_a_float32(backend: Backend) -> None:
+    x = values()
+    x = x[np.isfinite(rounded(x, "tf32"))]
+    x = x[: len(x) // 12 * 12].reshape(-1, 12)
+    # Half of it is the last bit; tensor cores may cut off another when they add.
+    wide, bound = x.astype(np.float64), np.abs(x) * 2.0**-22
+    for y in (
+        times_the_unit_matrix(backend, x, "tf32x3"),
+        times_the_unit_matrix(backend, np.ascontiguousarray(x.T), "tf32x3").T,
+    ):
+        assert (np.abs(y - wide) <= bound).all()
+    assert (np.abs(times_the_unit_matrix(backend, x, "tf32") - wide) > 500 * bound).any()
+    # As an operand of a sum, not only of a product with 1: what is no number must not get lost.
+    for broken in (np.nan, -np.nan, np.inf):
+        x[2, 3] = broken
+        y = times_the_unit_matrix(backend, x, "tf32x3")
+        np.testing.assert_array_equal(np.isnan(y).all(1), np.arange(len(x)) == 2)
+
+
+def test_split_operands_are_as_accurate_as_float32(backend: Backend) -> None:
+    """Long sums of numbers of one sign, where the error of rounded operands does not cancel."""
+    rng = np.random.default_rng(0)
+    # All a little above a number in tf32, by less than half of its last bit.
+    x, w = (
+        rounded(1 + rng.random((size, 600), np.float32), "tf32") * np.float32(1 + 0.9 * 2.0**-12)
+        for size in (5, 9)
+    )
+    exact = x.astype(np.float64) @ w.astype(np.float64).T
+    arguments = [backend.asarray(a) for a in (x, w, np.zeros(9, np.float32))]
+    error = {}
+    for precision in ("float32", "tf32", "tf32x3"):
+        y = backend.to_numpy(linear_forward(*arguments, precision=precision))
+        error[precision] = float(np.max(np.abs(y - exact) / exact))
+    bound = 4 * 2.0**-23 * np.sqrt(600)  # as tests/kernel_checks.py has it
+    assert error["float32"] < bound
+    assert error["tf32x3"] < bound
+    assert error["tf32"] > 20 * bound, error
+
+
+def trained(
+    backend: Backend, precision: str, steps: int = 5
+) -> tuple[list[float], dict[str, np.ndarray]]:
+    """The loss of each step, and the gradients of the last one by name."""
     images = random_images(4, 3, 14, 12)
     model = small_deep()
     for layer in model.stack:
@@ -87,20 +137,34 @@ def losses(backend: Backend, precision: str) -> list[float]:
     found = []
     with Engine(model, images.shape[1:]) as engine:
         placed = backend.asarray(images)
-        for _ in range(5):
+        for _ in range(steps):
             total = engine.step(placed, np.arange(4))
             optimizer.step(engine.gradients)
             found.append(float(backend.to_numpy(total)[0]))
-    return found
+        return found, model.split(backend.to_numpy(engine.gradients).copy())
 
 
 @pytest.mark.parametrize("precision", MANTISSA)
 def test_training_agrees_with_numpy(backend: Backend, precision: str) -> None:
-    mine, reference = losses(backend, precision), losses(NUMPY, precision)
+    mine, reference = (trained(b, precision)[0] for b in (backend, NUMPY))
     # A sum that differs in its last bit may be rounded the other way by the next layer.
     np.testing.assert_allclose(mine, reference, rtol=2.0 ** -MANTISSA[precision] / 4)
-    assert mine != losses(backend, "float32")
-    assert mine == losses(backend, precision)
+    assert mine != trained(backend, "float32")[0]
+    assert mine == trained(backend, precision)[0]
+
+
+def test_training_with_split_operands_is_training_in_float32(backend: Backend) -> None:
+    np.testing.assert_allclose(
+        trained(backend, "tf32x3")[0], trained(NUMPY, "float32")[0], rtol=1e-5
+    )
+    # The losses of so small a model hardly feel a rounding; the gradients of its layers do.
+    expected = trained(NUMPY, "float32", 1)[1]
+    split, once = (
+        max(relative_error(e, found[name]) for name, e in expected.items())
+        for found in (trained(backend, precision, 1)[1] for precision in ("tf32x3", "tf32"))
+    )
+    assert split < 5e-6
+    assert once > 1e-4
 
 
 def test_the_configuration_reaches_the_layers() -> None:

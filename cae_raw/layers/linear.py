@@ -19,7 +19,7 @@ class Linear(AffineLayer):
     Parameters: weight (out_features, in_features), bias (out_features,).
 
     Attributes:
-        precision: what the operands of its products are rounded to, a name in
+        precision: what its products make of their operands, a name in
             `cae_raw.ops.precision.PRECISIONS`.
     """
 

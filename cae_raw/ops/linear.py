@@ -3,8 +3,8 @@
 y  = x w^T + b        x (N, I), w (O, I), b (O,), y (N, O)
 dx = dy w             dw = dy^T x             db = sum of dy over the batch
 
-The operands of the three products may be rounded first: `precision`, see `precision.py`. On a GPU
-they then go through its tensor cores.
+The operands of the three products may be rounded first, or split: `precision`, see `precision.py`.
+On a GPU they then go through its tensor cores.
 """
 
 from __future__ import annotations
@@ -61,32 +61,41 @@ CONSTANTS = {
 TF32 = {
     "THREADS": 128, "TILE_M": 64, "TILE_N": 128, "TILE_K": 16, "WARPS_M": 2, "BF16": 0, "SPLIT": 0,
 }  # fmt: skip
+TF32X3 = {**TF32, "SPLIT": 1}
 BF16 = {**TF32, "BF16": 1}
+
+
+def _on_tensor_cores(constants: dict[str, int]) -> tuple[Kernel, Kernel, Kernel]:
+    file = "linear_mma"
+    return (
+        Kernel(file, "linear_forward_mma", constants),
+        Kernel(file, "linear_backward_input_mma", constants),
+        Kernel(file, "linear_backward_weight_mma", constants),
+    )
+
 
 FORWARD = Kernel("linear", "linear_forward", CONSTANTS)
 BACKWARD_INPUT = Kernel("linear", "linear_backward_input", CONSTANTS)
 BACKWARD_WEIGHT = Kernel("linear", "linear_backward_weight", CONSTANTS)
 BACKWARD_BIAS = Kernel("linear", "linear_backward_bias", CONSTANTS)
 COMBINE = Kernel("linear", "linear_combine", CONSTANTS)
-FORWARD_TF32 = Kernel("linear_mma", "linear_forward_mma", TF32)
-BACKWARD_INPUT_TF32 = Kernel("linear_mma", "linear_backward_input_mma", TF32)
-BACKWARD_WEIGHT_TF32 = Kernel("linear_mma", "linear_backward_weight_mma", TF32)
-FORWARD_BF16 = Kernel("linear_mma", "linear_forward_mma", BF16)
-BACKWARD_INPUT_BF16 = Kernel("linear_mma", "linear_backward_input_mma", BF16)
-BACKWARD_WEIGHT_BF16 = Kernel("linear_mma", "linear_backward_weight_mma", BF16)
+FORWARD_TF32, BACKWARD_INPUT_TF32, BACKWARD_WEIGHT_TF32 = _on_tensor_cores(TF32)
+FORWARD_TF32X3, BACKWARD_INPUT_TF32X3, BACKWARD_WEIGHT_TF32X3 = _on_tensor_cores(TF32X3)
+FORWARD_BF16, BACKWARD_INPUT_BF16, BACKWARD_WEIGHT_BF16 = _on_tensor_cores(BF16)
 
 KERNELS = {
     "float32": (FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT),
     "tf32": (FORWARD_TF32, BACKWARD_INPUT_TF32, BACKWARD_WEIGHT_TF32),
+    "tf32x3": (FORWARD_TF32X3, BACKWARD_INPUT_TF32X3, BACKWARD_WEIGHT_TF32X3),
     "bf16": (FORWARD_BF16, BACKWARD_INPUT_BF16, BACKWARD_WEIGHT_BF16),
 }
 
 # How k is cut. All of it is constant, because the order of a sum follows it: an H200's 132
 # multiprocessors, the blocks that one holds, the shortest range, and how many steps along k take as
 # long as writing a partial sum and reading it again (8 bytes at 4.8 TB/s; a step is two operations,
-# at 60, about 200 and about 270 TFLOP/s).
+# at 60, about 200, about 100 and about 270 TFLOP/s).
 MULTIPROCESSORS, RESIDENT, SHORTEST = 132, 4, 256
-COST_OF_A_SPLIT = {"float32": 50, "tf32": 170, "bf16": 225}
+COST_OF_A_SPLIT = {"float32": 50, "tf32": 170, "tf32x3": 80, "bf16": 225}
 
 
 def _kernel(which: int, precision: str) -> Kernel:

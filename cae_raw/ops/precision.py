@@ -1,11 +1,13 @@
-"""What the operands of a matrix product are rounded to; its sums are float32 in any case.
+"""What a matrix product makes of its operands; its sums are float32 in any case.
 
     float32   not rounded: 23 bits of mantissa
-    tf32      10 bits of mantissa, ties away from zero; the range of float32
-    bf16      bfloat16: 7 bits of mantissa, ties to even; the range of float32
+    tf32      rounded to 10 bits of mantissa, ties away from zero; the range of float32
+    tf32x3    split into two numbers in tf32: three products with the accuracy of one in float32
+    bf16      rounded to bfloat16: 7 bits of mantissa, ties to even; the range of float32
 
 tf32 and bf16 are what tensor cores take, from compute capability 8.0 on. An operand is then wrong
-by at most 2^-11 (tf32) or 2^-8 (bf16) of itself; weights, gradients and the optimizer stay float32.
+by at most 2^-11 (tf32), 2^-23 (tf32x3) or 2^-8 (bf16) of itself; weights, gradients and the
+optimizer stay float32. With tf32x3 an operand that is infinite in tf32 makes NaN.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ from cae_raw.errors import InputError, unknown_name
 
 Array = Any
 
-PRECISIONS = ("float32", "tf32", "bf16")
+PRECISIONS = ("float32", "tf32", "tf32x3", "bf16")
 CAPABILITY = (8, 0)  # of a GPU whose tensor cores take tf32 and bf16
 
 
 def rounded(a: Array, precision: str) -> Array:
-    """The NumPy array a, float32 or float64, with its values rounded to a precision."""
-    if precision == "float32":
+    """The NumPy array a, float32 or float64, with its values rounded to a precision.
+
+    Two numbers in tf32 hold a float32 but for its last bit, so that tf32x3 rounds nothing here.
+    """
+    if precision in ("float32", "tf32x3"):
         return a
     bits = a.astype(np.float32).view(np.uint32)
     if precision == "tf32":
@@ -40,7 +45,7 @@ def check_precision(precision: str, backend: Any) -> None:
     """Refuse what a backend gains nothing by.
 
     Raises:
-        InputError: for tf32 and bf16 on the CPU, or on a GPU before compute capability 8.0.
+        InputError: for all but float32 on the CPU, or on a GPU before compute capability 8.0.
     """
     if precision == "float32":
         return
