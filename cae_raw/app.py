@@ -196,7 +196,12 @@ def train_command(
         ),
     ] = False,
     save_every_seconds: Annotated[
-        float, typer.Option(metavar="X", help="Time between checkpoints inside an epoch.")
+        float,
+        typer.Option(
+            metavar="X",
+            help="Time between checkpoints inside an epoch, 0 for one after every batch; finished "
+            "epochs are saved by themselves.",
+        ),
     ] = 60.0,
     tensorboard: Annotated[
         bool,

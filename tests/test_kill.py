@@ -114,11 +114,13 @@ def without_pictures(folder: Path) -> list[tuple[Any, ...]]:
 POINTS = '''
 """Kill a training before each fsync and rename; print how each run, resumed, ended."""
 
+import itertools
 import json
 import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, sys.argv[2])
 import filelock  # noqa: F401, what the children need is loaded before they are forked
@@ -128,13 +130,15 @@ import tensorboardX.proto.event_pb2  # noqa: F401
 import threadpoolctl  # noqa: F401
 from training_cases import Listener, events_of, make_dataset, run_contents
 
-from cae_raw.training import saves, session
+from cae_raw.training import saves
+from cae_raw.training import session as session_module
 from cae_raw.training.config import TrainConfig
 from cae_raw.training.events import EventRecorder
 from cae_raw.training.run_dir import RunDir
 from cae_raw.training.session import RunSession
 
-session.PICTURE_SECONDS = saves.SAVE_SECONDS = 0  # every epoch
+session_module.PICTURE_SECONDS = 0  # one in every epoch
+EPOCHS, SAVE_EVERY, TICK = int(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5])
 ROOT = Path(sys.argv[1])
 CONFIG = TrainConfig(filters=1, batch_size=20)
 calls = 0
@@ -159,10 +163,13 @@ def guarded(name):
 
 
 def train(folder):
+    ticks = itertools.count(0.0, TICK)  # epochs are saved when a second has passed by this clock
+    saves.time = SimpleNamespace(monotonic=lambda: next(ticks))
     run = RunDir(folder)
     with run.locked():
         recorder = EventRecorder(run, 0)
-        RunSession(CONFIG, make_dataset(), run, threads=1).train(2, Listener(), 0, recorder)
+        session = RunSession(CONFIG, make_dataset(), run, threads=1)
+        session.train(EPOCHS, Listener(), SAVE_EVERY, recorder)
 
 
 def in_a_child(work, *arguments):
@@ -210,13 +217,25 @@ print(json.dumps(endings))
 '''
 
 
-def test_a_kill_at_each_call_of_a_save(tmp_path: Path) -> None:
-    """Before each fsync and each rename of two whole epochs that are saved after every batch.
+@pytest.mark.parametrize(
+    ("epochs", "save_every", "tick", "files"),
+    [
+        # config, metrics; twice (2 batches, best, metrics, last, picture); 2 results and a picture
+        (2, 0, 1.0, 17),
+        # Epochs in memory for a while, so that `best` may be epochs ahead of `last`.
+        (6, 1e9, 0.15, None),
+    ],
+)
+def test_a_kill_at_each_call_of_a_save(
+    epochs: int, save_every: float, tick: float, files: int | None, tmp_path: Path
+) -> None:
+    """Before each fsync and each rename of whole trainings.
 
     That is every state which the folder ever has, but for files that are half written.
     """
+    words = (str(tmp_path), str(Path(__file__).parent), str(epochs), str(save_every), str(tick))
     result = subprocess.run(
-        [sys.executable, "-c", POINTS, str(tmp_path), str(Path(__file__).parent)],
+        [sys.executable, "-c", POINTS, *words],
         capture_output=True,
         text=True,
         timeout=120,
@@ -225,9 +244,10 @@ def test_a_kill_at_each_call_of_a_save(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     endings = json.loads(result.stdout)
-    # config, metrics; twice (2 batches, best, metrics, picture, last); 2 results and a picture:
-    # 17 files, each with a fsync, a rename and a fsync of the folder. Event files need none, but
-    # have been flushed wherever `last` is saved.
-    assert len(endings) == 17 * 3
     assert all(status == -9 and resumed == 0 and same for status, _, resumed, same in endings)
-    assert sum(left == [".tmp"] for _, left, _, _ in endings) == 17 * 2
+    # Each file has a fsync, a rename and a fsync of the folder. Event files need none, but have
+    # been flushed wherever a checkpoint is saved.
+    written = len(endings) // 3
+    assert len(endings) == 3 * written and written == (files or written)
+    assert 2 + epochs < written < 2 + 4 * epochs + 3 or files
+    assert sum(left == [".tmp"] for _, left, _, _ in endings) == 2 * written

@@ -21,7 +21,6 @@ from cae_raw.training.config import TrainConfig
 from cae_raw.training.engine import Engine
 from cae_raw.training.loading import load
 from cae_raw.training.run_dir import RunDir
-from cae_raw.training.saves import Saves
 from cae_raw.training.session import RunSession
 
 LINEAR = {"decoder_activation": "none", "input_range": (-0.5, 0.5)}
@@ -101,7 +100,7 @@ def test_runs_from_before_there_were_options_are_continued(tmp_path: Path) -> No
     session = RunSession(config, make_dataset(), run)
     for _ in session.trainer.steps(1):
         pass
-    Saves(run).now(session._checkpoint())
+    checkpoint.save(run.last, session._checkpoint())
     saved = checkpoint.load(run.last)
     for name in (*younger, "classes"):
         del saved.config["train"][name]

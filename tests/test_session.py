@@ -21,7 +21,7 @@ from training_cases import (
 
 from cae_raw.data import Dataset
 from cae_raw.errors import InputError
-from cae_raw.training import checkpoint, saves
+from cae_raw.training import checkpoint
 from cae_raw.training import session as session_module
 from cae_raw.training.config import TrainConfig
 from cae_raw.training.run_dir import RunDir
@@ -112,20 +112,13 @@ def test_a_run_leaves_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("save_seconds", "seconds", "stopped", "pictures"),
-    [(0, 0, False, 4), (0, 99, False, 2), (99, 0, False, 1), (0, 99, True, 2), (99, 0, True, 1)],
+    ("seconds", "stopped", "pictures"), [(0, False, 4), (99, False, 1), (0, True, 2), (99, True, 0)]
 )
 def test_pictures_of_short_epochs(
-    save_seconds: float,
-    seconds: float,
-    stopped: bool,
-    pictures: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    seconds: float, stopped: bool, pictures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three epochs: one when an epoch is saved, unless the last one is young; one at the end."""
+    """Three epochs: one of each, unless the last picture is young; one at the end."""
     written: list[str] = []
-    monkeypatch.setattr(saves, "SAVE_SECONDS", save_seconds)
     monkeypatch.setattr(session_module, "PICTURE_SECONDS", seconds)
     monkeypatch.setattr(session_module, "save_png", lambda _, path: written.append(path.name))
     train(tmp_path, hear=stop_after(10 if stopped else 99))  # at the end of the second epoch

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -29,7 +28,7 @@ from cae_raw.training.config import TrainConfig
 from cae_raw.training.engine import Engine
 from cae_raw.training.feed import Feed
 from cae_raw.training.run_dir import RunDir
-from cae_raw.training.saves import Saves
+from cae_raw.training.saves import Saves, to_resume_from
 from cae_raw.training.trainer import BatchDone, EpochDone, Trainer, TrainState, figures_of
 
 SHOWN_IMAGES = 16  # in reconstructions.png
@@ -107,7 +106,7 @@ class RunSession:
         threads: int | None = None,
     ) -> None:
         self.run = run
-        self._pictured_at = -inf
+        self._pictured_at = time.monotonic()
         model = config.make_model(dataset.train.image_shape).to(backend)
         self.trainer = Trainer(
             model,
@@ -130,9 +129,11 @@ class RunSession:
             "cae_raw": __version__,
         }
         remove_leftovers(run.path)
-        self.resumed = run.last.exists()
-        if self.resumed:
-            self._restore(checkpoint.load(run.last))
+        saved = to_resume_from(run)
+        self.resumed = saved is not None
+        self._last_is_behind = saved is not None and saved.path != run.last
+        if saved is not None:
+            self._restore(saved)
 
     def _restore(self, saved: Checkpoint) -> None:
         theirs, mine = _what_must_agree(saved.config), _what_must_agree(self.config)
@@ -160,30 +161,35 @@ class RunSession:
         """
         trainer, run = self.trainer, self.run
         before = trainer.state.epoch
+        if not self.resumed:
+            run.best.unlink(missing_ok=True)  # of a run whose deletion was not finished
         run.write_config(self.config)
         run.write_metrics(trainer.state.history)
-        saves = Saves(run) if recorder is None else Saves(run, recorder.flush)
+        flush = () if recorder is None else (recorder.flush,)
+        saves = Saves(run, self._checkpoint, *flush)
         heard_by = [reporter] if recorder is None else [recorder, reporter]
         for listener in heard_by:
             listener.begin(trainer, epochs)
         try:
             with _stop_requests() as stop:
+                if self._last_is_behind:
+                    saves.now()
                 for done in trainer.steps(epochs):
                     if isinstance(done, EpochDone):
                         if recorder is not None:
                             recorder.epoch(done)
-                        history = trainer.state.history
-                        if saves.epoch(self._checkpoint(), history, is_best=done.is_best):
-                            self._draw_sometimes()
+                        saves.epoch(trainer.state.history, is_best=done.is_best)
+                        self._draw_if_due()
                         reporter.epoch(done)
                     else:
                         for listener in heard_by:
                             listener.batch(done)
-                        if not stop and saves.seconds_ago >= save_every_seconds:
-                            saves.now(self._checkpoint())
+                        if not stop:
+                            saves.catch_up()
+                            if saves.seconds_ago >= save_every_seconds:
+                                saves.now()
                     if stop:
-                        saves.now(self._checkpoint())
-                        self._write_picture(trainer.engine)
+                        saves.now()
                         done_here = trainer.state.epoch - before
                         return Outcome(
                             run, trainer.state, done_here, stop[0], peak_memory_bytes=peak_memory()
@@ -191,7 +197,7 @@ class RunSession:
                 saves.write()
                 validation, test = self._write_results()
         except BaseException:
-            with suppress(InputError):  # which may be what happened
+            with suppress(Exception):  # the first one tells more
                 saves.write()
             raise
         finally:
@@ -202,14 +208,16 @@ class RunSession:
 
     def _checkpoint(self) -> Checkpoint:
         model, optimizer = self.trainer.model, self.trainer.optimizer
+        on_host = model.backend is NUMPY
+        parameters = model.backend.to_numpy(model.parameters)
         return Checkpoint(
-            parameters=model.split(model.backend.to_numpy(model.parameters).copy()),
+            parameters=model.split(parameters.copy() if on_host else parameters),
             optimizer=optimizer.state_to_host(),
             config=self.config,
             state=self.trainer.state.to_json(),
         )
 
-    def _draw_sometimes(self) -> None:
+    def _draw_if_due(self) -> None:
         if time.monotonic() - self._pictured_at >= PICTURE_SECONDS:
             self._write_picture(self.trainer.engine)
 
