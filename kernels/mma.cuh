@@ -20,8 +20,8 @@
 #endif
 
 static_assert(!(SPLIT && BF16), "only tf32 is split");
-constexpr int PER_WORD = BF16 ? 2 : 1;
-constexpr int MMA_BLOCKS = TENSOR_CORES ? 3 : 1;  // per multiprocessor; the twin needs more registers
+[[maybe_unused]] constexpr int PER_WORD = BF16 ? 2 : 1;
+[[maybe_unused]] constexpr int MMA_BLOCKS = TENSOR_CORES ? 3 : 1;  // per multiprocessor; the twin needs more registers
 
 // One word: v alone in tf32, or v and next in bfloat16.
 __device__ __forceinline__ unsigned word(float v, float next) {

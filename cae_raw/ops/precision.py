@@ -2,6 +2,7 @@
 
     float32   not rounded: 23 bits of mantissa
     tf32      10 bits of mantissa, ties away from zero; the range of float32
+    tf32x3    each is the sum of two in tf32, and a product three products: not rounded
     bf16      bfloat16: 7 bits of mantissa, ties to even; the range of float32
 
 tf32 and bf16 are what tensor cores take, from compute capability 8.0 on. An operand is then wrong
@@ -18,13 +19,13 @@ from cae_raw.errors import InputError, unknown_name
 
 Array = Any
 
-PRECISIONS = ("float32", "tf32", "bf16")
+PRECISIONS = ("float32", "tf32", "tf32x3", "bf16")
 CAPABILITY = (8, 0)  # of a GPU whose tensor cores take tf32 and bf16
 
 
 def rounded(a: Array, precision: str) -> Array:
     """The NumPy array a, float32 or float64, with its values rounded to a precision."""
-    if precision == "float32":
+    if precision in ("float32", "tf32x3"):
         return a
     bits = a.astype(np.float32).view(np.uint32)
     if precision == "tf32":
@@ -40,7 +41,7 @@ def check_precision(precision: str, backend: Any) -> None:
     """Refuse what a backend gains nothing by.
 
     Raises:
-        InputError: for tf32 and bf16 on the CPU, or on a GPU before compute capability 8.0.
+        InputError: for all but float32 on the CPU, or on a GPU before compute capability 8.0.
     """
     if precision == "float32":
         return
