@@ -5,8 +5,8 @@
 // even, the first of them in the low half. Products are exact in float32, and sums are float32.
 //
 // SPLIT = 1 (with BF16 = 0) is float32's accuracy from tf32: a number is the sum of its rounding, big,
-// and of what that leaves, small, rounded too; a product is big*big + big*small + small*big. It lacks
-// at most 3 * 2^-22 of itself, where float32's own rounding is 2^-24 (H. Ootomo, R. Yokota: "Recovering
+// and of what that leaves, small, cut off; a product is big*big + big*small + small*big. It lacks
+// at most 5 * 2^-22 of itself, where float32's own rounding is 2^-24 (H. Ootomo, R. Yokota: "Recovering
 // single precision accuracy from Tensor Cores", 2022). Infinities become NaN, as inf - inf is.
 //
 // Before sm_80 there is no such instruction (and cae-raw offers no such precision), and the emulator
@@ -90,8 +90,15 @@ struct Fragment {
 
   // Word i is v, with BF16 v and next.
   __device__ __forceinline__ void set(int i, float v, float next = 0.0f) {
-    big[i] = word(v, next);
-    if (SPLIT) small[i] = word(v - __uint_as_float(big[i]), 0.0f);
+    if (!SPLIT) {
+      big[i] = word(v, next);
+      return;
+    }
+    // Three instructions instead of seven: tensor cores ignore the last 13 bits, so small is cut off
+    // there; and where v is NaN, which `word` has to look for, small is NaN whatever big becomes.
+    big[i] = (__float_as_uint(v) + 0x1000u) & 0xffffe000u;
+    small[i] = __float_as_uint(v - __uint_as_float(big[i]));
+    if (!TENSOR_CORES) small[i] &= 0xffffe000u;
   }
 };
 

@@ -54,7 +54,8 @@ __device__ __forceinline__ Unit unit_at(unsigned number, const unsigned char* im
 }
 
 // Each kernel has its own `Shared`, views of the dynamic shared memory. What is used here: x and dy, C
-// planes of `rows` rows with `pitch` floats in each, and at(c, i, j), the place of a value in either.
+// planes of `rows` rows with `pitch` floats in each, at(c, i, j), the place of a value in either, and
+// kept(d), what is kept of a value of dy.
 
 // tanh(v) = 1 - 2 / (exp(2v) + 1) in six instructions, two of them approximations by the hardware.
 // The absolute error stays below 3e-7, that of a float32 near 1; tanhf also keeps the relative error
@@ -133,7 +134,7 @@ __device__ __forceinline__ void finish_value(const Shared& s, const Unit& u, flo
   if (gradients) {
     float d = gradient_scale * error;
     if (DECODER_TANH) d *= 1.0f - value * value;
-    s.dy[at] = d;
+    s.dy[at] = s.kept(d);
     if (own) sum_of_dy += d;
   }
   if (y) y[((u.n * C + c) * H + u.top + i) * W + u.left + j] = value;

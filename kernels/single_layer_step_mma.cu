@@ -97,6 +97,8 @@ struct Shared {
     strips = (Strips*)(code + positions * CODE_PITCH);
   }
   __device__ int at(int c, int i, int j) const { return c * plane + i * pitch + j; }
+  // dy is nothing but an operand: rounded once, where it is written, not 15 times where it is read.
+  __device__ float kept(float d) const { return SPLIT ? d : __uint_as_float(word(d, 0.0f)); }
   // Of the first value under a tap (or the last tap, for numbers beyond it) of a position at (0, 0).
   __device__ int under(int tap) const {
     tap = min(tap, PLANES - 1);
@@ -136,15 +138,33 @@ __device__ __forceinline__ void load_operands(Fragment<4> (&w)[M_TILES][TAP_TILE
   }
 }
 
+// Word i of an operand is v, which is rounded already if the product rounds.
+template <int n>
+__device__ __forceinline__ void set_rounded(Fragment<n>& to, int i, float v) {
+  if (SPLIT) {
+    to.set(i, v);
+  } else {
+    to.big[i] = __float_as_uint(v);
+  }
+}
+
 // sum (features x 8 positions) += w * what lies under the taps of the lane's position, `from`.
+template <bool is_rounded>
 __device__ __forceinline__ void multiply_taps(float (&sum)[M_TILES][4],
                                               const Fragment<4> (&w)[M_TILES][TAP_TILES],
                                               const float* from, const int (&under)[TAP_TILES][2]) {
 #pragma unroll
   for (int t = 0; t < TAP_TILES; ++t) {
     Fragment<2> taps;
-    taps.set(0, from[under[t][0]]);
-    taps.set(1, 8 * t + 4 < PLANES ? from[under[t][1]] : 0.0f);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float v = 8 * t + 4 * half < PLANES ? from[under[t][half]] : 0.0f;
+      if (is_rounded) {
+        set_rounded(taps, half, v);
+      } else {
+        taps.set(half, v);
+      }
+    }
 #pragma unroll
     for (int m = 0; m < M_TILES; ++m) mma(sum[m], w[m][t], taps);
   }
@@ -180,7 +200,7 @@ __device__ __forceinline__ void encode(const Shared& s, const Unit& u, float* co
 #pragma unroll
         for (int i = 0; i < 4; ++i) sum[g][m][i] = bias[m][i / 2];
       }
-      multiply_taps(sum[g], w, s.x + all.at(k, s.pitch), under);
+      multiply_taps<false>(sum[g], w, s.x + all.at(k, s.pitch), under);
     }
 #pragma unroll
     for (int g = 0; g < AT_ONCE; ++g) {
@@ -294,7 +314,7 @@ __device__ __forceinline__ void backward(const Shared& s, const Unit& u, float s
   for (int group = warp; group < groups; group += WARPS) {
     float sum[M_TILES][4] = {};
     int mine = min(8 * group + row, own.count - 1);
-    multiply_taps(sum, w, s.dy + corner + own.at(mine, s.pitch), under);
+    multiply_taps<true>(sum, w, s.dy + corner + own.at(mine, s.pitch), under);
 
     // Sums, and the code here, belong to row and row + 8 (i / 2) at positions 2 * column and + 1 (i % 2).
     int at[2];
@@ -330,7 +350,7 @@ __device__ __forceinline__ void backward(const Shared& s, const Unit& u, float s
       Fragment<2> of_dy, of_x;
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        of_dy.set(e, s.dy[at[e] + under_row[t]]);
+        set_rounded(of_dy, e, s.dy[at[e] + under_row[t]]);
         of_x.set(e, s.x[at[e] + under_row[t]]);
       }
 #pragma unroll
