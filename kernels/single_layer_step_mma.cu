@@ -239,8 +239,9 @@ __device__ __forceinline__ void decode(const Shared& s, const Unit& u, const flo
     for (int t = 0; t < FEATURES / 8; ++t) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        int cq = row + i % 2 * 8, f = 8 * t + column + i / 2 * 4;
-        w[p][t].set(i, cq < SUMS ? s.weights->decoder[cq / 3 * TAPS + p * 3 + cq % 3][f] : 0.0f);
+        // Rows from SUMS on repeat the last one and are not stored: zeros would cost registers, too.
+        int cq = min(row + i % 2 * 8, SUMS - 1), f = 8 * t + column + i / 2 * 4;
+        w[p][t].set(i, s.weights->decoder[cq / 3 * TAPS + p * 3 + cq % 3][f]);
       }
     }
   }
