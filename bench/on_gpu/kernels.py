@@ -20,9 +20,6 @@ from on_gpu.device import Bench
 from on_gpu.problems import Problem, problems
 from on_gpu.record import Record
 
-# Far above rounding, far below any mistake; tests/test_kernels.py has the sharp bound.
-TOLERANCE = 1e-4
-
 
 def run(bench: Bench, record: Record) -> None:
     """Time the launches of all problems; a problem that fails is recorded, and the next one runs.
@@ -42,7 +39,7 @@ def run(bench: Bench, record: Record) -> None:
         except Exception as failure:
             record.add("failures", {**subject, "error": f"{type(failure).__name__}: {failure}"})
             continue
-        if not error <= TOLERANCE:
+        if not error <= problem.tolerance:
             record.add("failures", {**subject, "error": f"differs from the reference by {error}"})
             continue
         for launch in launches:

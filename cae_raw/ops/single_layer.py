@@ -12,9 +12,9 @@ The NumPy reference goes layer by layer. On a GPU kernels/single_layer_step.cu d
 and a small reduction, and neither h nor y is ever in device memory. `serves` says which
 models it is made for; the others go layer by layer there as well.
 
-With `precision` tf32 or tf32x3 it is kernels/single_layer_step_mma.cu, on the tensor cores. Then the
-operands of the five products are rounded first, as in `precision.py`; what is added, the biases,
-tanh and the loss are not.
+With `precision` tf32 or tf32x3 it is kernels/single_layer_step_mma.cu, on the tensor cores. Then
+the operands of the five products are rounded first, as in `precision.py`; what is added, the
+biases, tanh and the loss are not.
 """
 
 from __future__ import annotations

@@ -35,14 +35,15 @@ ENCODE_COST, DECODE_COST, BACKWARD_COST = 1118, 1101, 1770
 LOAD_COST = 55  # per value of the padded image and thread
 UNIT_COST = 1500  # waiting: four barriers and the first loads of an image
 
-# The kernels on tensor cores. ROWS x COLS becomes groups of 8 positions, and 4 rows x 8 columns of y.
+# The kernels on tensor cores: groups of 8 positions, and in stage 2 four rows x 8 columns of y.
 SPLIT = {"tf32": 0, "tf32x3": 1}
 FEATURE_TILE = 16  # features in a product's rows
 GROUP, BAND = 8, 4
 PITCH, PLANE = 10, 31  # of x and dy, modulo 32 floats: no two lanes read from one bank
 
-# By formula, instructions per group, per strip of a band and per group; docs/performance.md has them.
-MMA_COSTS = {"tf32": (90, 250, 140), "tf32x3": (120, 440, 270)}
+# Per group, strip of a band and group. With tf32 it is the instructions, in the same machine code;
+# with tf32x3 the tensor cores take longer than that, 6.7 cycles of a scheduler per product.
+MMA_COSTS = {"tf32": (118, 402, 229), "tf32x3": (160, 960, 480)}
 
 FEW = 16  # cuts of a side that are all tried; beyond that, tiles of some widths
 WIDTHS = (8, 12, 16, 24, 32, 48, 64)
@@ -169,9 +170,7 @@ def make_mma_cut(
     return Cut(tile, count, rows, pitch, code, 4 * floats, cost)
 
 
-def cuts(
-    size: Pair, channels: int, gradients: bool, filters: int, precision: str
-) -> Iterator[Cut]:
+def cuts(size: Pair, channels: int, gradients: bool, filters: int, precision: str) -> Iterator[Cut]:
     """The whole image, and smaller tiles; widths are even unless there is one."""
     sides = [s + (BORDER if gradients else 0) for s in size]
     heights, widths = (
