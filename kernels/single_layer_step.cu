@@ -91,7 +91,7 @@ struct Shared {
     code = gradients ? dy + C * rows * pitch : dy;
   }
   __device__ int at(int c, int i, int j) const { return (c * rows + i) * pitch + j; }
-  __device__ float kept(float d) const { return d; }
+  static __device__ __forceinline__ float kept(float d) { return d; }
   __device__ float* features(int i, int j) const { return code + (i * code_pitch + j) * WARP; }
 };
 

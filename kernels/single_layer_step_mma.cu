@@ -98,7 +98,9 @@ struct Shared {
   }
   __device__ int at(int c, int i, int j) const { return c * plane + i * pitch + j; }
   // dy is nothing but an operand: rounded once, where it is written, not 15 times where it is read.
-  __device__ float kept(float d) const { return SPLIT ? d : __uint_as_float(word(d, 0.0f)); }
+  static __device__ __forceinline__ float kept(float d) {
+    return SPLIT ? d : __uint_as_float(word(d, 0.0f));
+  }
   // Of the first value under a tap (or the last tap, for numbers beyond it) of a position at (0, 0).
   __device__ int under(int tap) const {
     tap = min(tap, PLANES - 1);

@@ -77,7 +77,6 @@ def modules() -> dict[str, Kernel]:
         ("3", 3, False, "float32"),
         ("3 sparse", 3, True, "float32"),
         ("3 tf32", 3, False, "tf32"),
-        ("3 tf32x3", 3, False, "tf32x3"),
         ("3 sparse tf32x3", 3, True, "tf32x3"),
     ):
         kernel = single_layer.kernel(
