@@ -271,7 +271,6 @@ __device__ __forceinline__ void decode(const Shared& s, const Unit& u, const flo
           }
         }
       }
-      __syncwarp();  // before the strip before the last is overwritten
 #pragma unroll
       for (int i = 0; i < ROWS; ++i) {
         float(&to)[SUMS][8] = of_warp[strip % 2][i];
@@ -280,15 +279,17 @@ __device__ __forceinline__ void decode(const Shared& s, const Unit& u, const flo
       }
       __syncwarp();  // the strip is there
       const int i = lane / 8, j = 8 * strip - BORDER + lane % 8;
-      if (i0 + i >= u.height || j < 8 * begin || j >= min(8 * end, u.width)) continue;
+      if (i0 + i < u.height && j >= 8 * begin && j < min(8 * end, u.width)) {
 #pragma unroll
-      for (int c = 0; c < C; ++c) {
-        float value = 0.0f;
+        for (int c = 0; c < C; ++c) {
+          float value = 0.0f;
 #pragma unroll
-        for (int q = 0; q < 3; ++q) value += of_warp[(j + q) / 8 % 2][i][3 * c + q][(j + q) % 8];
-        finish_value<gradients>(s, u, value + b2[c], c, i0 + i, j, y, H, W, gradient_scale,
-                                sums.error, sums.decoder_bias[c]);
+          for (int q = 0; q < 3; ++q) value += of_warp[(j + q) / 8 % 2][i][3 * c + q][(j + q) % 8];
+          finish_value<gradients>(s, u, value + b2[c], c, i0 + i, j, y, H, W, gradient_scale,
+                                  sums.error, sums.decoder_bias[c]);
+        }
       }
+      __syncwarp();  // before the next strip but one takes its place; products need all lanes, too
     }
   }
 }
