@@ -1,5 +1,6 @@
 // The single-layer autoencoder whole: from bytes to all gradients in one kernel, and a forward-only
-// twin. See cae_raw/ops/single_layer.py for the formulas, cae_raw/ops/single_layer_plan.py for tiles.
+// twin. See cae_raw/ops/single_layer.py for the formulas, cae_raw/ops/single_layer_plan.py for tiles,
+// and single_layer_step_mma.cu for the same on tensor cores.
 //
 // single_layer_step: partial[r] = gradients (w1, b1, w2, b2) of gradient_scale/2 * sum (y-x)^2 over piece r
 //   shapes: images (M, C, H, W) uint8, indices (N) int64, w1 (F, C, 3, 3), b1 (F), w2 (C, F, 3, 3), b2 (C), partial (R, P), totals (R, 2) float64
