@@ -143,9 +143,9 @@ def train_command(
         str,
         typer.Option(
             metavar="NAME",
-            help="For deep models on a GPU: float32, or what the operands of the linear layers' "
-            "products become for tensor cores: tf32 or bf16, rounded; tf32x3, split in two, as "
-            "accurate as float32.",
+            help="On a GPU: float32, or its tensor cores with operands rounded to tf32 or (deep "
+            "models only) bf16, or with float32's accuracy, tf32x3. Deep models use them for their "
+            "linear layers, single-layer for all of its products.",
         ),
     ] = "float32",
     epochs: Annotated[

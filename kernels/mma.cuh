@@ -20,10 +20,10 @@
 #endif
 
 static_assert(!(SPLIT && BF16), "only tf32 is split");
-constexpr int PER_WORD = BF16 ? 2 : 1;
+[[maybe_unused]] constexpr int PER_WORD = BF16 ? 2 : 1;
 constexpr unsigned TF32_BITS = 0xffffe000u;  // what tensor cores read of a float32
 // Blocks per multiprocessor; with SPLIT, fragments take twice the registers, and the twin more still.
-constexpr int MMA_BLOCKS = TENSOR_CORES ? (SPLIT ? 2 : 3) : 1;
+[[maybe_unused]] constexpr int MMA_BLOCKS = TENSOR_CORES ? (SPLIT ? 2 : 3) : 1;
 
 // One word: v alone in tf32, or v and next in bfloat16.
 __device__ __forceinline__ unsigned word(float v, float next) {

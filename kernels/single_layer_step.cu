@@ -1,5 +1,6 @@
 // The single-layer autoencoder whole: from bytes to all gradients in one kernel, and a forward-only
-// twin. See cae_raw/ops/single_layer.py for the formulas, cae_raw/ops/single_layer_plan.py for tiles.
+// twin. See cae_raw/ops/single_layer.py for the formulas, cae_raw/ops/single_layer_plan.py for tiles,
+// and single_layer_step_mma.cu for the same on tensor cores.
 //
 // single_layer_step: partial[r] = gradients (w1, b1, w2, b2) of gradient_scale/2 * sum (y-x)^2 over piece r
 //   shapes: images (M, C, H, W) uint8, indices (N) int64, w1 (F, C, 3, 3), b1 (F), w2 (C, F, 3, 3), b2 (C), partial (R, P), totals (R, 2) float64
@@ -58,26 +59,14 @@
 //   - 2 launches instead of 16: 20 to 40 us of a small batch.
 
 #include "common.cuh"
-
-constexpr int TAPS = 9;           // of a 3x3 window
-constexpr int PLANES = C * TAPS;  // weights of a feature, in either convolution
-constexpr int BORDER = 2;         // zeros around x and around dy
-constexpr int WARPS = THREADS / WARP;
-constexpr int PARAMETERS = 2 * F * PLANES + F + C;
+#include "single_layer.cuh"
 
 // The forward tile: as many positions as lanes in its group.
 constexpr int ROWS = 2, COLS = 4;
 constexpr int GROUP = ROWS * COLS;     // lanes
 constexpr int GROUPS = WARP / GROUP;   // of a warp
 static_assert(4 * GROUP == WARP, "a group of lanes holds 32 features, four per lane");
-static_assert(F <= WARP && C <= 3 && BACK_COLS % 2 == 0, "see cae_raw/ops/single_layer_plan.py");
-
-// Weights, and at the end of a piece their gradients, in shared memory. Features from F on are 0.
-struct Weights {
-  float encoder[PLANES][WARP];
-  float decoder[PLANES][WARP];
-  float encoder_bias[WARP];
-};
+static_assert(BACK_COLS % 2 == 0, "rows of a tile are read in pairs");
 
 // Sums of one thread over a piece. The first three belong to the feature of its lane.
 struct Sums {
@@ -87,44 +76,9 @@ struct Sums {
   float error;  // in float64 from the block's sum on
 };
 
-// Where a unit lies. Rows and columns count from (top, left) of the part of y that it computes, which
-// in the code and in x with its border is position (top, left) as well.
-struct Unit {
-  long long n;                   // of the batch
-  const unsigned char* image;    // null where the index is none of a known image
-  int top, left, height, width;  // of y; the code has 2 more rows and columns
-  int own_i, own_j;              // the first position whose gradients are this unit's
-  int own_rows, own_cols;
-};
-
-// Cut (H + halo) x (W + halo) positions into tiles. To know dcode in a tile, dy must be known 2 rows
-// above it, and for that the code 2 rows above and 2 below: halo = 2. Without gradients it is 0.
-template <int halo>
-__device__ __forceinline__ Unit unit_at(unsigned number, const unsigned char* images,
-                                        const long long* indices, long long M, int H, int W,
-                                        int tile_h, int tile_w) {
-  int across = ceil_div(W + halo, tile_w), down = ceil_div(H + halo, tile_h);
-  int i, j;
-  Unit u;
-  u.n = divide_piece(divide_piece(number, across, j), down, i);
-  long long chosen = indices[u.n];
-  u.image = chosen >= 0 && chosen < M ? images + chosen * C * H * W : nullptr;
-  int own_top = i * tile_h, own_left = j * tile_w;
-  int bottom = min(own_top + tile_h, H + halo), right = min(own_left + tile_w, W + halo);
-  u.top = max(own_top - halo, 0);
-  u.left = max(own_left - halo, 0);
-  u.height = min(bottom, H) - u.top;
-  u.width = min(right, W) - u.left;
-  u.own_i = own_top - u.top;
-  u.own_j = own_left - u.left;
-  u.own_rows = bottom - own_top;
-  u.own_cols = right - own_left;
-  return u;
-}
-
-// Views of the dynamic shared memory. rows and pitch are those of a plane of x or dy.
+// Views of the dynamic shared memory.
 struct Shared {
-  Weights* weights;
+  Weights<WARP>* weights;
   float* x;
   float* dy;
   float* code;
@@ -132,21 +86,15 @@ struct Shared {
 
   __device__ Shared(float* memory, bool gradients, int rows_, int pitch_, int code_pitch_)
       : rows(rows_), pitch(pitch_), code_pitch(code_pitch_) {
-    weights = (Weights*)memory;
-    x = memory + sizeof(Weights) / sizeof(float);
+    weights = (Weights<WARP>*)memory;
+    x = memory + sizeof(Weights<WARP>) / sizeof(float);
     dy = x + C * rows * pitch;
     code = gradients ? dy + C * rows * pitch : dy;
   }
   __device__ int at(int c, int i, int j) const { return (c * rows + i) * pitch + j; }
+  static __device__ __forceinline__ float kept(float d) { return d; }
   __device__ float* features(int i, int j) const { return code + (i * code_pitch + j) * WARP; }
 };
-
-// tanh(v) = 1 - 2 / (exp(2v) + 1) in six instructions, two of them approximations by the hardware.
-// The absolute error stays below 3e-7, that of a float32 near 1; tanhf also keeps the relative error
-// of values near 0 that small, which a sum over many features does not notice.
-__device__ __forceinline__ float bounded_tanh(float v) {
-  return fmaf(-2.0f, __fdividef(1.0f, exp2f(2.88539008f * v) + 1.0f), 1.0f);
-}
 
 // n floats from an address that is a multiple of 8 bytes; n is even.
 template <int n>
@@ -170,58 +118,6 @@ __device__ __forceinline__ void add_product(float4& sum, float4 w, float v) {
 
 __device__ __forceinline__ float add_dot(float sum, float4 a, float4 b) {
   return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
-}
-
-__device__ __forceinline__ void load_weights(Weights& to, const float* w1, const float* b1,
-                                             const float* w2) {
-  int f = threadIdx.x % WARP;
-#pragma unroll
-  for (int c = 0; c < C; ++c) {
-#pragma unroll
-    for (int step = 0; step < TAPS; step += WARPS) {
-      int tap = step + threadIdx.x / WARP;
-      if (tap >= TAPS) continue;
-      to.encoder[c * TAPS + tap][f] = f < F ? w1[(f * C + c) * TAPS + tap] : 0.0f;
-      to.decoder[c * TAPS + tap][f] = f < F ? w2[(c * F + f) * TAPS + tap] : 0.0f;
-    }
-  }
-  if (threadIdx.x < WARP) to.encoder_bias[f] = f < F ? b1[f] : 0.0f;
-}
-
-// Stage 0: the unit's part of the image as floats, with zeros around it; and zeros for dy. An image
-// that is not known becomes NaN, which makes the mistake visible; `anything` is read in its place.
-template <bool gradients>
-__device__ __forceinline__ void load_image(const Shared& s, const Unit& u,
-                                           const void* anything, int H, int W, float scale,
-                                           float shift) {
-  constexpr int AT_ONCE = 8;  // loads in flight per thread
-  const unsigned char* image = u.image ? u.image : (const unsigned char*)anything;
-  bool known = u.image;
-  if (!known) scale = __int_as_float(0x7fffffff);
-  int row = threadIdx.x / s.pitch, col = threadIdx.x % s.pitch;  // of all planes, one below the other
-  const int down = THREADS / s.pitch, right = THREADS % s.pitch;
-  for (int e = threadIdx.x; e < C * s.rows * s.pitch;) {
-    float value[AT_ONCE];
-#pragma unroll
-    for (int k = 0; k < AT_ONCE; ++k) {
-      int c = (C > 1 && row >= s.rows) + (C > 2 && row >= 2 * s.rows);
-      int h = u.top + row - c * s.rows - BORDER, v = u.left + col - BORDER;
-      bool inside = row < C * s.rows && h >= 0 && h < H && v >= 0 && v < W;
-      // No branch: the loads of all eight values are under way at the same time.
-      float byte = image[inside && known ? ((long long)c * H + h) * W + v : 0];
-      // Rounded like kernels/batch.cu does: x is NumPy's to the last bit.
-      value[k] = inside ? __fadd_rn(__fmul_rn(byte, scale), shift) : 0.0f;
-      col += right;
-      row += down + (col >= s.pitch);
-      if (col >= s.pitch) col -= s.pitch;
-    }
-#pragma unroll
-    for (int k = 0; k < AT_ONCE; ++k, e += THREADS) {
-      if (e >= C * s.rows * s.pitch) break;
-      s.x[e] = value[k];
-      if (gradients) s.dy[e] = 0.0f;
-    }
-  }
 }
 
 // Stage 1: code[f,i,j] = tanh(b1[f] + sum over c,p,q of w1[f,c,p,q] * x[c,i+p,j+q]).
@@ -349,21 +245,10 @@ __device__ __forceinline__ void decode(const Shared& s, const Unit& u, const flo
     exchange(sum);
     int i = i0 + member / COLS, j = j0 + member % COLS;
     if (tile >= tiles || i >= u.height || j >= u.width) continue;
-    bool own = i >= u.own_i && j >= u.own_j;  // the halo belongs to the neighbours
 #pragma unroll
     for (int c = 0; c < C; ++c) {
-      float value = sum[c][0] + b2[c];
-      if (DECODER_TANH) value = bounded_tanh(value);
-      int at = s.at(c, i + BORDER, j + BORDER);
-      float error = value - s.x[at];
-      if (own) sums.error = fmaf(error, error, sums.error);
-      if (gradients) {
-        float d = gradient_scale * error;
-        if (DECODER_TANH) d *= 1.0f - value * value;
-        s.dy[at] = d;
-        if (own) sums.decoder_bias[c] += d;
-      }
-      if (y) y[((u.n * C + c) * H + u.top + i) * W + u.left + j] = value;
+      finish_value<gradients>(s, u, sum[c][0] + b2[c], c, i, j, y, H, W, gradient_scale,
+                              sums.error, sums.decoder_bias[c]);
     }
   }
 }
@@ -458,9 +343,9 @@ __device__ __forceinline__ void backward(const Shared& s, const Unit& u, float s
   if (SPARSE) magnitude += magnitudes;
 }
 
-// The sums of all threads of a block, into one row of `partial`. The warps take turns, so that the
-// order is fixed; the sums take the place of the weights.
-__device__ __forceinline__ void store_gradients(Weights& to, Sums& sums, float* partial) {
+// The sums of all threads of a block, in place of the weights. The warps take turns, so that the
+// order is fixed.
+__device__ __forceinline__ void add_up(Weights<WARP>& to, const Sums& sums) {
   int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   for (int turn = 0; turn < WARPS; ++turn) {
     if (warp == turn) {
@@ -472,29 +357,6 @@ __device__ __forceinline__ void store_gradients(Weights& to, Sums& sums, float* 
       to.encoder_bias[lane] = sums.encoder_bias + (turn ? to.encoder_bias[lane] : 0.0f);
     }
     __syncthreads();  // before the next warp adds
-  }
-  if (lane < F) {
-    for (int c = 0; c < C; ++c) {
-      for (int tap = warp; tap < TAPS; tap += WARPS) {
-        partial[(lane * C + c) * TAPS + tap] = to.encoder[c * TAPS + tap][lane];
-        partial[F * PLANES + F + (c * F + lane) * TAPS + tap] = to.decoder[c * TAPS + tap][lane];
-      }
-    }
-    if (warp == 0) partial[F * PLANES + lane] = to.encoder_bias[lane];
-  }
-#pragma unroll
-  for (int c = 0; c < C; ++c) {
-    float total = block_sum<THREADS>(sums.decoder_bias[c]);
-    if (threadIdx.x == 0) partial[PARAMETERS - C + c] = total;
-  }
-}
-
-__device__ __forceinline__ void store_totals(float error, float magnitude, double* totals) {
-  double of_errors = block_sum<THREADS>((double)error);
-  double of_magnitudes = SPARSE ? block_sum<THREADS>((double)magnitude) : 0.0;
-  if (threadIdx.x == 0) {
-    totals[0] = of_errors;
-    totals[1] = of_magnitudes;
   }
 }
 
@@ -534,7 +396,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) single_layer_step(
       backward(s, u, sparsity, sums, magnitudes[threadIdx.x]);
       __syncthreads();  // before the next image overwrites x and dy
     }
-    store_gradients(*s.weights, sums, partial + (long long)piece * PARAMETERS);
+    add_up(*s.weights, sums);
+    store_gradients(*s.weights, sums.decoder_bias, partial + (long long)piece * PARAMETERS);
     store_totals(sums.error, magnitudes[threadIdx.x], totals + 2 * piece);
   }
 }
@@ -582,12 +445,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) single_layer_reduce(
     double* __restrict__ total,          // (2)
     long long R, long long P)
 {
-  column_sums<THREADS>(partial, gradients, R, P);
-  if (blockIdx.x != gridDim.x - 1) return;  // whole blocks leave
-  for (int k = 0; k < 2; ++k) {
-    double sum = 0.0;
-    for (long long r = threadIdx.x; r < R; r += THREADS) sum += totals[2 * r + k];
-    sum = block_sum<THREADS>(sum);
-    if (threadIdx.x == 0) total[k] = sum;
-  }
+  reduce_pieces(partial, totals, gradients, total, R, P);
 }

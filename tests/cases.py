@@ -22,12 +22,16 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Case:
-    """`terms` is the length of the longest sum behind one output element, R of the tolerance."""
+    """`terms` is the length of the longest sum behind one output element, R of the tolerance.
+
+    `slack` is a share of the largest element that the tolerance has beside that.
+    """
 
     op: str
     name: str
     make: Callable[[np.random.Generator], Arguments]
     terms: int = 1
+    slack: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.op}-{self.name}"
@@ -37,11 +41,15 @@ CASES: dict[str, list[Case]] = {}
 
 
 def add(
-    op: str, name: str, make: Callable[[np.random.Generator], Arguments], terms: int = 1
+    op: str,
+    name: str,
+    make: Callable[[np.random.Generator], Arguments],
+    terms: int = 1,
+    slack: float = 0.0,
 ) -> None:
     cases = CASES.setdefault(op, [])
     assert name not in [c.name for c in cases], f"{op}: two cases are called {name}"
-    cases.append(Case(op, name, make, max(terms, 1)))
+    cases.append(Case(op, name, make, max(terms, 1), slack))
 
 
 def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -695,7 +703,20 @@ SINGLE_LAYERS: dict[str, tuple[int, int, int, Pair, dict[str, Any]]] = {
     "gray-one-value": (5, 1, 1, (1, 1), {}),
     "few-filters": (3, 2, 5, (9, 6), {"decoder_tanh": False}),
     "sparse": (2, 3, 5, (7, 10), {"sparsity": 0.03}),
+    "tf32-color-several": (3, 3, 32, (5, 7), {"precision": "tf32"}),
+    "tf32-color-wide": (1, 3, 32, (3, 37), {"precision": "tf32"}),
+    "tf32-one-value": (2, 3, 32, (1, 1), {"precision": "tf32"}),
+    "tf32x3-color": (1, 3, 32, (32, 32), {"precision": "tf32x3"}),
+    "tf32x3-color-several": (7, 3, 32, (5, 7), {"precision": "tf32x3"}),
+    "tf32x3-color-wide": (1, 3, 32, (5, 53), {"precision": "tf32x3"}),
+    "tf32x3-color-none": (0, 3, 32, (4, 5), {"precision": "tf32x3"}),
+    "tf32x3-sparse": (2, 3, 32, (7, 10), {"precision": "tf32x3", "sparsity": 0.03}),
+    "tf32x3-few-filters": (3, 2, 5, (9, 6), {"precision": "tf32x3", "decoder_tanh": False}),
+    "tf32x3-gray-odd": (5, 1, 1, (5, 7), {"precision": "tf32x3"}),
+    "tf32x3-gray-one-value": (5, 1, 1, (1, 1), {"precision": "tf32x3"}),
 }
+# A code that differs in its last bit may be rounded to tf32 the other way.
+TF32_SLACK = 2.0**-12
 
 
 def _single_layers() -> None:
@@ -713,12 +734,14 @@ def _single_layers() -> None:
 
         scaling = {"scale": 2 / 255, "shift": -1.0}
         terms = max(n * (size[0] + 2) * (size[1] + 2), 9 * c * f)
+        slack = TF32_SLACK if more.get("precision") == "tf32" else 0.0
         keywords = {**scaling, "gradient_scale": 0.01, **more}
         add(
             "single_layer_gradients",
             name,
             lambda rng, make=make, keywords=keywords: (make(rng), keywords),
             terms,
+            slack,
         )
         forward = {k: v for k, v in {**scaling, **more}.items() if k != "sparsity"}
         add(
@@ -729,6 +752,7 @@ def _single_layers() -> None:
                 forward,
             ),
             terms,
+            slack,
         )
 
 

@@ -150,7 +150,7 @@ def compare(case: Case, got: list[np.ndarray], expected: list[np.ndarray]) -> fl
         if not finite.any():
             continue
         size = np.abs(e[finite]).max()
-        tolerance = TOLERANCE_FACTOR * EPS32 * np.sqrt(case.terms) * size
+        tolerance = (TOLERANCE_FACTOR * EPS32 * np.sqrt(case.terms) + case.slack) * size
         error = np.abs(g[finite].astype(np.float64) - e[finite]).max()
         if not error <= tolerance:  # a NaN error must not pass
             raise Mismatch(f"{what}: error {error:.3g} with a tolerance of {tolerance:.3g}")

@@ -73,8 +73,16 @@ def modules() -> dict[str, Kernel]:
             constants = plan.constants(c, o, (3, 3), (1, 1))
             assert constants is not None
             result[f"{file} {c}->{o}"] = Kernel(file, f"{file}_forward", constants, "FWD_THREADS")
-    for name, channels, sparse in (("1", 1, False), ("3", 3, False), ("3 sparse", 3, True)):
-        kernel = single_layer.kernel("single_layer_step", channels, 32, sparse=sparse)
+    for name, channels, sparse, precision in (
+        ("1", 1, False, "float32"),
+        ("3", 3, False, "float32"),
+        ("3 sparse", 3, True, "float32"),
+        ("3 tf32", 3, False, "tf32"),
+        ("3 sparse tf32x3", 3, True, "tf32x3"),
+    ):
+        kernel = single_layer.kernel(
+            "single_layer_step", channels, 32, sparse=sparse, precision=precision
+        )
         result[f"single-layer {name}"] = kernel
     return result
 
@@ -131,6 +139,8 @@ def test_resources(arch: str) -> None:
     rows = measured(arch)
     print(table(arch, rows))
     for name, (registers, shared, _, *spills) in rows.items():
+        if arch == "sm_75" and "single-layer" in name and "tf32" in name:
+            continue  # the twin of a tensor core, where `check_precision` lets nobody launch it
         assert spills == [0, 0], f"{name} spills registers on {arch}"
         assert shared <= MAX_STATIC_SHARED, name
         if name.startswith("single-layer"):  # beside the dynamic shared memory of its plan

@@ -171,6 +171,11 @@ def test_the_configuration_reaches_the_layers() -> None:
     model = TrainConfig(model="deep", precision="bf16", code_size=4).make_model((3, 12, 12))
     assert {layer.precision for layer in model.stack if isinstance(layer, Linear)} == {"bf16"}
     assert "_prec=tf32" in TrainConfig(precision="tf32").run_name().name
+    for precision in ("float32", "tf32", "tf32x3"):
+        fused = TrainConfig(precision=precision, filters=2).make_model((3, 8, 8)).fused_cuda
+        assert fused is not None and fused.precision == precision
+    with pytest.raises(InputError, match="at most 3 channels and 32 filters"):
+        TrainConfig(precision="tf32").make_model((4, 8, 8))
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -185,8 +190,14 @@ def test_what_cannot_be_used_is_refused(
     monkeypatch.chdir(tmp_path)
     deep = ("--model", "deep", "--device", "cpu", "--precision")
     assert "use --device cuda, or omit --precision" in refusal(capsys, *deep, "tf32")
-    assert "choose one of bf16, float32, tf32" in refusal(capsys, *deep, "fp16")
-    assert "--precision needs --model deep" in refusal(capsys, "--precision", "bf16")
+    assert "choose one of bf16, float32, tf32, tf32x3" in refusal(capsys, *deep, "fp16")
+    single = ("--precision", "bf16")
+    assert "is for the linear layers of --model deep or deep-same" in refusal(capsys, *single)
+    single = ("--device", "cpu", "--precision")
+    for precision in ("tf32", "tf32x3"):
+        assert "use --device cuda, or omit" in refusal(capsys, *single, precision)
+    wide = ("--filters", "33", *single, "tf32")
+    assert "at most 3 channels and 32 filters: omit --precision" in refusal(capsys, *wide)
     assert list(tmp_path.iterdir()) == []
     check_precision("float32", NUMPY)
 

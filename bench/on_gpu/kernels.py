@@ -20,11 +20,6 @@ from on_gpu.device import Bench
 from on_gpu.problems import Problem, problems
 from on_gpu.record import Record
 
-# Far above rounding, far below any mistake; tests/test_kernels.py has the sharp bound.
-TOLERANCE = 1e-4
-# With operands rounded to tf32 instead of split it is 3e-4.
-TOLERANCE_SPLIT = 1e-5
-
 
 def run(bench: Bench, record: Record) -> None:
     """Time the launches of all problems; a problem that fails is recorded, and the next one runs.
@@ -44,7 +39,7 @@ def run(bench: Bench, record: Record) -> None:
         except Exception as failure:
             record.add("failures", {**subject, "error": f"{type(failure).__name__}: {failure}"})
             continue
-        if not error <= tolerance(problem):
+        if not error <= problem.tolerance:
             record.add("failures", {**subject, "error": f"differs from the reference by {error}"})
             continue
         for launch in launches:
@@ -57,11 +52,6 @@ def run(bench: Bench, record: Record) -> None:
     record.put("kernels_not_timed", sorted(missing))
     if record.content.get("failures") or missing:
         raise ArithmeticError("some kernels failed or were not reached: see failures")
-
-
-def tolerance(problem: Problem) -> float:
-    """The largest relative error that is allowed."""
-    return TOLERANCE_SPLIT if problem.keywords.get("precision") == "tf32x3" else TOLERANCE
 
 
 def compare(bench: Bench, problem: Problem) -> tuple[float, list[Launch]]:

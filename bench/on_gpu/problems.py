@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from cae_raw.ops.precision import PRECISIONS
+from cae_raw.ops.linear import KERNELS
+from cae_raw.ops.single_layer_plan import SPLIT
 from cae_raw.ops.windows import output_size
 
 BATCH = 128
@@ -25,13 +26,15 @@ BATCH = 128
 class Problem:
     """One call of the operation `op`; `inputs` become arrays, `keywords` are passed as they are.
 
-    An input is a shape (random float32), or an array.
+    An input is a shape (random float32), or an array. `tolerance` is far above rounding, far below
+    any mistake; tests/test_kernels.py has the sharp bound.
     """
 
     where: str
     op: str
     inputs: tuple[Any, ...]
     keywords: dict[str, Any]
+    tolerance: float = 1e-4
 
     def arguments(self, rng: np.random.Generator) -> list[np.ndarray]:
         return [
@@ -75,8 +78,14 @@ def _single_layer(where: str, n: int, c: int, size: int) -> Iterator[Problem]:
     w1, w2 = weights
     inputs = (images, rng.integers(0, 8 * n, n), w1, (32,), w2.reshape(c, 32, 3, 3), (c,))
     scaling = {"scale": 2 / 255, "shift": -1.0}
-    yield Problem(where, "single_layer_gradients", inputs, {**scaling, "gradient_scale": 1 / n})
-    yield Problem(where, "single_layer_forward", inputs, scaling)
+    for precision in ("float32", *SPLIT):
+        named = where if precision == "float32" else f"{where}, {precision}"
+        keywords = {**scaling, "precision": precision}
+        # A code that differs in its last bit may be rounded to tf32 the other way.
+        tolerance = 2.0**-10 if precision == "tf32" else Problem.tolerance
+        gradients = {**keywords, "gradient_scale": 1 / n}
+        yield Problem(named, "single_layer_gradients", inputs, gradients, tolerance)
+        yield Problem(named, "single_layer_forward", inputs, keywords, tolerance)
 
 
 def _deep_convolutions(side: int) -> Iterator[tuple[int, int, int, int]]:
@@ -133,12 +142,16 @@ def _pools(n: int, side: int) -> Iterator[Problem]:
 
 
 def _linear(where: str, n: int, i: int, o: int) -> Iterator[Problem]:
-    for precision in PRECISIONS:
+    for precision in KERNELS:
         named = where if precision == "float32" else f"{where}, {precision}"
-        options = {"precision": precision}
-        yield Problem(named, "linear_forward", ((n, i), (o, i), (o,)), options)
-        yield Problem(named, "linear_backward_input", ((n, o), (o, i)), options)
-        yield Problem(named, "linear_backward_weight", ((n, o), (n, i)), options)
+        # With operands rounded to tf32 instead of split it would be 3e-4.
+        tolerance = 1e-5 if precision == "tf32x3" else Problem.tolerance
+        for name, inputs in (
+            ("linear_forward", ((n, i), (o, i), (o,))),
+            ("linear_backward_input", ((n, o), (o, i))),
+            ("linear_backward_weight", ((n, o), (n, i))),
+        ):
+            yield Problem(named, name, inputs, {"precision": precision}, tolerance)
     yield Problem(where, "linear_backward_bias", ((n, o),), {})
 
 

@@ -6,6 +6,7 @@ before anything is timed.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cae_raw.models import Autoencoder, build
+from cae_raw.ops.precision import CAPABILITY
 from cae_raw.training.device_step import DeviceStep
 from cae_raw.training.engine import Engine
 from cae_raw.training.optimizers import Adam
@@ -25,6 +27,8 @@ IMAGE = (3, 32, 32)
 IMAGES = 4096
 LR = 1e-3
 COMPARED_STEPS, TOLERANCE = 5, 1e-4
+# Of the products, side by side; each is compared with NumPy's float32.
+PRECISIONS = {"float32": TOLERANCE, "tf32": 1e-2, "tf32x3": TOLERANCE}
 Step = Callable[[np.ndarray], Any]
 
 
@@ -44,13 +48,17 @@ def batch(images: np.ndarray, size: int, number: int) -> np.ndarray:
     return np.random.default_rng([2, number]).integers(0, len(images), size)
 
 
-def our_step(images: np.ndarray, backend: Any, size: int, *, recorded: bool) -> tuple[Step, Step]:
+def our_step(
+    images: np.ndarray, backend: Any, size: int, *, recorded: bool, precision: str = "float32"
+) -> tuple[Step, Step]:
     """A step of cae-raw, and one that returns the batch's sum of squared errors.
 
     Recorded as a CUDA graph, which is what a training does, or launched kernel by kernel.
     """
     model = new_model()
     model.to(backend)
+    assert model.fused_cuda is not None
+    model.fused_cuda.precision = precision
     placed = backend.asarray(images)
     engine = Engine(model, images.shape[1:], threads=1)
     optimizer = Adam(model, lr=LR)
@@ -128,16 +136,25 @@ def run(bench: Bench, record: Record) -> None:
     for size in (2,) if tiny else BATCHES:
         expected = reference_losses(images, size)
         elements = size * images[0].size
-        for recorded in (False, True):
-            step, with_loss = our_step(images, bench.backend, size, recorded=recorded)
+        for precision, recorded in itertools.product(PRECISIONS, (False, True)):
+            if precision != "float32" and bench.backend.compute_capability < CAPABILITY:
+                continue
+            step, with_loss = our_step(
+                images, bench.backend, size, recorded=recorded, precision=precision
+            )
             losses = [
                 with_loss(batch(images, size, number)) / (2 * elements)
                 for number in range(COMPARED_STEPS)
             ]
             difference = worst_difference(losses, expected)
-            if difference > TOLERANCE:
-                raise ArithmeticError(f"losses at batch {size} differ from NumPy's by {difference}")
-            subject = {"batch": size, "recorded": recorded, "worst_loss_difference": difference}
+            if difference > PRECISIONS[precision]:
+                raise ArithmeticError(
+                    f"losses at batch {size} in {precision} differ from NumPy's by {difference}"
+                )
+            subject = {
+                "batch": size, "precision": precision, "recorded": recorded,
+                "worst_loss_difference": difference,
+            }  # fmt: skip
             for reads_loss, timed in ((False, step), (True, with_loss)):
                 found = milliseconds(timed, images, size, wait, tiny)
                 record.add("steps", {**subject, "reads_loss": reads_loss, **found})

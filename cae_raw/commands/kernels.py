@@ -55,18 +55,21 @@ def _declared() -> Iterator[Build]:
 
 
 def _fused(channels: Sequence[int]) -> Iterator[Build]:
-    """Those of kernels/single_layer_step.cu, with the filters that the model has by default."""
+    """Those of the whole single-layer model, with the filters that it has by default."""
     from cae_raw.models import build as build_model
-    from cae_raw.ops import single_layer
+    from cae_raw.ops import single_layer, single_layer_plan
 
     for c in channels:
         model = build_model("single-layer", channels=c)
         if model.fused_cuda is None:
             continue
         filters = model.options["filters"]
+        where = f"single-layer, {c} channels, {filters} filters"
         for entry in kernel_source.entries("single_layer_step"):
-            kernel = single_layer.kernel(entry, c, filters)
-            yield Build(kernel, f"single-layer, {c} channels, {filters} filters")
+            yield Build(single_layer.kernel(entry, c, filters), where)
+            for precision in single_layer_plan.SPLIT:
+                kernel = single_layer.kernel(entry, c, filters, precision=precision)
+                yield Build(kernel, f"{where}, {precision}")
 
 
 def _tiled_convolutions(channels: Sequence[int]) -> Iterator[Build]:

@@ -43,6 +43,7 @@ def check_options(config: TrainConfig, epochs: int, threads: int | None, save_ev
         if name in LARGEST and value is not None:
             _require(name, value, value <= LARGEST[name], f"at most {LARGEST[name]}")
     _refuse_without_effect(config)
+    config.check_precision()
     if len(config.run_name().name.encode()) > LONGEST_NAME:
         raise InputError(
             f"the run's name is longer than {LONGEST_NAME} bytes: use a shorter --comment or a "
@@ -81,7 +82,6 @@ def _refuse_without_effect(config: TrainConfig) -> None:
         "filters": (config.model == "single-layer", "--model single-layer"),
         "decoder_activation": (config.model == "single-layer", "--model single-layer"),
         "code_size": (config.model in DEEP_MODELS, "--model deep or deep-same"),
-        "precision": (config.model in DEEP_MODELS, "--model deep or deep-same"),
         "momentum": (config.optimizer == "sgd", "--optimizer sgd"),
         "betas": (config.optimizer == "adam", "--optimizer adam"),
         "eps": (config.optimizer == "adam", "--optimizer adam"),

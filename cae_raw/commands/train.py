@@ -50,6 +50,7 @@ def train(
     cache_dir = runs_dir / CACHES if cache else None
     dataset = load_data(config, data_dir, out, cache_dir, must_cache=True)
     config.check_images(*dataset.train.image_shape[1:])
+    config.check_precision(dataset.train.image_shape[0])
     run = RunDir(runs_dir / config.run_name())
     with run.locked():  # not before it is known that training can begin
         if restart:

@@ -11,6 +11,10 @@ with the first convolution padded by 2 and the second not padded, both 3x3, as i
 The NumPy reference goes layer by layer. On a GPU kernels/single_layer_step.cu does it in one launch
 and a small reduction, and neither h nor y is ever in device memory. `serves` says which
 models it is made for; the others go layer by layer there as well.
+
+With `precision` tf32 or tf32x3 it is kernels/single_layer_step_mma.cu, on the tensor cores. Then
+the operands of the five products are rounded first, as in `precision.py`; what is added, the
+biases, tanh and the loss are not.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from cae_raw.ops.conv2d import (
     conv2d_forward,
 )
 from cae_raw.ops.loss import squared_error
+from cae_raw.ops.precision import rounded
 from cae_raw.ops.reduce import COLUMNS
 from cae_raw.ops.registry import Op
 
@@ -56,6 +61,7 @@ def _forward(
     scale: float,
     shift: float,
     decoder_tanh: bool = True,
+    precision: str = "float32",
 ) -> Array:
     """The total of the squared error, float64 of shape (1,).
 
@@ -66,7 +72,7 @@ def _forward(
         code: where h is written if it is given, (N, F, H+2, W+2).
         y: where y is written if it is given, (N, C, H, W).
     """
-    x, h, out = _layers(images, indices, w1, b1, w2, b2, scale, shift, decoder_tanh)
+    x, h, out = _layers(images, indices, w1, b1, w2, b2, scale, shift, decoder_tanh, precision)
     if code is not None:
         code[...] = h
     if y is not None:
@@ -87,6 +93,7 @@ def _gradients(
     gradient_scale: float,
     sparsity: float = 0.0,
     decoder_tanh: bool = True,
+    precision: str = "float32",
     out: Array | None = None,
 ) -> tuple[Array, Array]:
     """(total, gradients): float64 (2,), and flat (P,) in the order w1, b1, w2, b2.
@@ -94,17 +101,18 @@ def _gradients(
     Arguments as in the forward operation. The second total is 0 where sparsity is; `out` receives
     the gradients if it is given.
     """
-    x, h, y = _layers(images, indices, w1, b1, w2, b2, scale, shift, decoder_tanh)
+    x, h, y = _layers(images, indices, w1, b1, w2, b2, scale, shift, decoder_tanh, precision)
     error, dy = squared_error(y, x, scale=gradient_scale)
     if decoder_tanh:
         dy = tanh_backward(dy, y)
-    window = w1.shape[2:]
-    dw2 = conv2d_backward_weight(dy, h, kernel_size=window)
-    dh = conv2d_backward_input(dy, w2, input_size=h.shape[2:])
+    window, dy_operand = w1.shape[2:], rounded(dy, precision)
+    dw2 = conv2d_backward_weight(dy_operand, rounded(h, precision), kernel_size=window)
+    dh = conv2d_backward_input(dy_operand, rounded(w2, precision), input_size=h.shape[2:])
     if sparsity:
         dh += w1.dtype.type(sparsity) * np.sign(h)
     dcode = tanh_backward(dh, h)
-    dw1 = conv2d_backward_weight(dcode, x, kernel_size=window, padding=PADDING)
+    operands = rounded(dcode, precision), rounded(x, precision)
+    dw1 = conv2d_backward_weight(*operands, kernel_size=window, padding=PADDING)
     parts = (dw1, conv2d_backward_bias(dcode), dw2, conv2d_backward_bias(dy))
     found = np.concatenate([part.ravel() for part in parts])
     magnitude = np.abs(h).sum(dtype=np.float64) if sparsity else 0.0
@@ -125,11 +133,14 @@ def _layers(
     scale: float,
     shift: float,
     decoder_tanh: bool,
+    precision: str,
 ) -> tuple[Array, Array, Array]:
     """x, h and y."""
     x = gather(images, indices, scale=scale, shift=shift).astype(w1.dtype)
-    h = conv2d_forward(x, w1, b1, padding=PADDING, activation="tanh")
-    return x, h, conv2d_forward(h, w2, b2, activation="tanh" if decoder_tanh else None)
+    operands = rounded(x, precision), rounded(w1, precision)
+    h = conv2d_forward(*operands, b1, padding=PADDING, activation="tanh")
+    operands = rounded(h, precision), rounded(w2, precision)
+    return x, h, conv2d_forward(*operands, b2, activation="tanh" if decoder_tanh else None)
 
 
 # --- CUDA launcher --------------------------------------------------------------------------
@@ -138,10 +149,22 @@ serves = plan.serves
 
 
 @functools.lru_cache(maxsize=64)
-def kernel(entry: str, c: int, f: int, decoder_tanh: bool = True, sparse: bool = False) -> Kernel:
-    """An entry of kernels/single_layer_step.cu for C channels and F filters."""
-    constants = plan.constants(c, f, decoder_tanh=decoder_tanh, sparse=sparse)
-    return Kernel("single_layer_step", entry, constants)
+def kernel(
+    entry: str,
+    c: int,
+    f: int,
+    decoder_tanh: bool = True,
+    sparse: bool = False,
+    precision: str = "float32",
+) -> Kernel:
+    """An entry of kernels/single_layer_step.cu for C channels and F filters.
+
+    With another precision than float32 its twin on tensor cores, which has `_mma` behind its name.
+    """
+    file, constants = plan.file_and_constants(
+        c, f, decoder_tanh=decoder_tanh, sparse=sparse, precision=precision
+    )
+    return Kernel(file, entry if precision == "float32" else f"{entry}_mma", constants)
 
 
 def _pieces(backend: CudaBackend, cut: plan.Cut, n: int) -> int:
@@ -154,14 +177,21 @@ def _sizes(images: Array, indices: Array, cut: plan.Cut, pieces: int) -> dict[st
     return {
         "M": m, "N": indices.shape[0], "H": h, "W": w, "R": pieces,
         "tile_h": cut.tile[0], "tile_w": cut.tile[1],
-        "rows": cut.rows, "pitch": cut.pitch, "code_pitch": cut.code_pitch,
+        "rows": cut.rows, "pitch": cut.pitch, **cut.code,
     }  # fmt: skip
 
 
-def _cut(backend: CudaBackend, images: Array, n: int, gradients: bool) -> plan.Cut:
+def _cut(
+    backend: CudaBackend,
+    images: Array,
+    n: int,
+    gradients: bool,
+    filters: int = plan.MAX_FILTERS,
+    precision: str = "float32",
+) -> plan.Cut:
     c, *size = images.shape[1:]
     limits = (backend.multiprocessors, backend.shared_limit)
-    return plan.cut(n, c, (size[0], size[1]), gradients, *limits)
+    return plan.cut(n, c, (size[0], size[1]), gradients, *limits, filters, precision)
 
 
 def _forward_cuda(
@@ -177,12 +207,14 @@ def _forward_cuda(
     scale: float,
     shift: float,
     decoder_tanh: bool = True,
+    precision: str = "float32",
 ) -> Array:
     """As the reference; an index outside [0, M) gives an image of NaN, the device cannot raise."""
     backend = backend_of(images)
     f, c = w1.shape[:2]
     n = indices.shape[0]
-    cut = _cut(backend, images, n, False)
+    launched = kernel("single_layer_forward", c, f, decoder_tanh, precision=precision)
+    cut = _cut(backend, images, n, False, f, precision)
     pieces = _pieces(backend, cut, n)
     totals = backend.empty((pieces, 2), np.float64)
     arguments = {
@@ -190,7 +222,6 @@ def _forward_cuda(
         "code": code, "y": y, "totals": totals, **_sizes(images, indices, cut, pieces),
         "scale": scale, "shift": shift,
     }  # fmt: skip
-    launched = kernel("single_layer_forward", c, f, decoder_tanh)
     backend.launch(launched, pieces, arguments, shared=cut.shared)
     nothing = backend.empty((0,))
     return _reduce(backend, launched, nothing, totals, nothing)[:1]
@@ -209,12 +240,14 @@ def _gradients_cuda(
     gradient_scale: float,
     sparsity: float = 0.0,
     decoder_tanh: bool = True,
+    precision: str = "float32",
     out: Array | None = None,
 ) -> tuple[Array, Array]:
     backend = backend_of(images)
     f, c = w1.shape[:2]
     n = indices.shape[0]
-    cut = _cut(backend, images, n, True)
+    launched = kernel("single_layer_step", c, f, decoder_tanh, bool(sparsity), precision)
+    cut = _cut(backend, images, n, True, f, precision)
     pieces = _pieces(backend, cut, n)
     size = sum(prod(a.shape) for a in (w1, b1, w2, b2))
     partial = backend.empty((pieces, size))
@@ -224,7 +257,6 @@ def _gradients_cuda(
         "partial": partial, "totals": totals, **_sizes(images, indices, cut, pieces),
         "scale": scale, "shift": shift, "gradient_scale": gradient_scale, "sparsity": sparsity,
     }  # fmt: skip
-    launched = kernel("single_layer_step", c, f, decoder_tanh, bool(sparsity))
     backend.launch(launched, pieces, arguments, shared=cut.shared)
     gradients = backend.empty((size,)) if out is None else out
     return _reduce(backend, launched, partial, totals, gradients), gradients
@@ -239,7 +271,8 @@ def _reduce(
         "partial": partial, "totals": totals, "gradients": gradients, "total": total,
         "R": totals.shape[0], "P": gradients.size,
     }  # fmt: skip
-    reducing = Kernel(launched.file, "single_layer_reduce", launched.constants)
+    entry = "single_layer_reduce" + "_mma" * launched.entry.endswith("_mma")
+    reducing = Kernel(launched.file, entry, launched.constants)
     backend.launch(reducing, max(1, plan.ceil_div(gradients.size, COLUMNS)), arguments)
     return total
 
@@ -254,12 +287,17 @@ class SingleLayerCuda:
     Args:
         scale, shift: from bytes to the model's range of values.
         decoder_tanh: whether the output is a tanh's.
+
+    Attributes:
+        precision: of the products: float32, tf32 or tf32x3. Float32 until somebody measures on a
+            GPU which is the fastest.
     """
 
     def __init__(self, scale: float, shift: float, decoder_tanh: bool = True) -> None:
         self.model: dict[str, Any] = {
             "scale": scale, "shift": shift, "decoder_tanh": decoder_tanh,
         }  # fmt: skip
+        self.precision = "float32"
 
     def gradients(
         self,
@@ -276,7 +314,7 @@ class SingleLayerCuda:
         written into the flat vector `out`.
         """
         total, _ = single_layer_gradients(
-            images, indices, *params.values(), **self.model,
+            images, indices, *params.values(), **self.model, precision=self.precision,
             gradient_scale=scale, sparsity=sparsity_scale, out=out,
         )  # fmt: skip
         return total[:1]
@@ -294,4 +332,6 @@ class SingleLayerCuda:
         The code is (N, F, H+2, W+2).
         """
         w1, b1, w2, b2 = params.values()
-        return single_layer_forward(images, indices, w1, b1, w2, b2, code, y, **self.model)
+        return single_layer_forward(
+            images, indices, w1, b1, w2, b2, code, y, **self.model, precision=self.precision
+        )

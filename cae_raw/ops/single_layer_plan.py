@@ -1,4 +1,7 @@
-"""The constants of kernels/single_layer_step.cu, and how images are cut into its units of work.
+"""The constants of the fused single-layer kernels, and how images are cut into their units of work.
+
+The kernels are those of single_layer_step.cu, and for the precisions on tensor cores those of
+single_layer_step_mma.cu.
 
 A unit is a tile of an image whose code a block keeps in shared memory; a whole image where that
 fits and there are enough images to keep the GPU busy. The cut depends on the shapes and on two
@@ -12,7 +15,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cae_raw.errors import InputError
+from cae_raw.errors import InputError, unknown_name
 from cae_raw.ops.windows import Pair
 
 WARP = 32
@@ -31,17 +34,38 @@ WEIGHT_FLOATS = WARP  # and 18 * C * WARP: Weights of the kernel
 ENCODE_COST, DECODE_COST, BACKWARD_COST = 1118, 1101, 1770
 LOAD_COST = 55  # per value of the padded image and thread
 UNIT_COST = 1500  # waiting: four barriers and the first loads of an image
+
+# The kernels on tensor cores: groups of 8 positions, and in stage 2 four rows x 8 columns of y.
+SPLIT = {"tf32": 0, "tf32x3": 1}
+FEATURE_TILE = 16  # features in a product's rows
+GROUP, BAND = 8, 4
+PITCH, PLANE = 10, 31  # of x and dy, modulo 32 floats: no two lanes read from one bank
+
+# Per group, strip of a band and group. With tf32 it is the instructions, in the same machine code;
+# with tf32x3 the tensor cores take longer than that, 6.7 cycles of a scheduler per product.
+MMA_COSTS = {"tf32": (118, 402, 229), "tf32x3": (160, 960, 480)}
+
 FEW = 16  # cuts of a side that are all tried; beyond that, tiles of some widths
 WIDTHS = (8, 12, 16, 24, 32, 48, 64)
 
 
-def constants(channels: int, filters: int, *, decoder_tanh: bool, sparse: bool) -> dict[str, int]:
-    """The -D constants. `sparse` compiles what the sparsity term needs."""
-    return {
+def file_and_constants(
+    channels: int, filters: int, *, decoder_tanh: bool, sparse: bool, precision: str
+) -> tuple[str, dict[str, int]]:
+    """The kernels' file and its -D constants. `sparse` compiles what the sparsity term needs.
+
+    Raises:
+        InputError: for a precision that the kernels do not have.
+    """
+    both = {
         "C": channels, "F": filters, "THREADS": THREADS,
-        "BACK_ROWS": BACK_ROWS, "BACK_COLS": BACK_COLS,
         "DECODER_TANH": int(decoder_tanh), "SPARSE": int(sparse),
     }  # fmt: skip
+    if precision == "float32":
+        return "single_layer_step", {**both, "BACK_ROWS": BACK_ROWS, "BACK_COLS": BACK_COLS}
+    if precision not in SPLIT:
+        raise unknown_name("precision", precision, ("float32", *SPLIT))
+    return "single_layer_step_mma", {**both, "SPLIT": SPLIT[precision], "BF16": 0}
 
 
 def serves(weight_shape: tuple[int, ...]) -> bool:
@@ -58,6 +82,11 @@ def round_up(a: int, b: int) -> int:
     return ceil_div(a, b) * b
 
 
+def round_up_to(a: int, remainder: int) -> int:
+    """The least number from a on that is `remainder` modulo 32."""
+    return a + (remainder - a) % WARP
+
+
 @dataclass(frozen=True)
 class Cut:
     """Tiles of `tile` positions, and the buffers in shared memory that the largest one needs.
@@ -66,7 +95,9 @@ class Cut:
         tile: (height, width).
         tiles: per image.
         rows, pitch: of a plane of x, and of dy.
-        code_pitch: positions in a row of the code.
+        code: by the name that the kernels have for it, how the rest is laid out: `code_pitch`, the
+            positions in a row of the code; or `plane`, the floats of a plane of x, and
+            `positions` of the code.
         shared: bytes of dynamic shared memory.
         cost: instructions of a warp for one unit, see above.
     """
@@ -75,7 +106,7 @@ class Cut:
     tiles: int
     rows: int
     pitch: int
-    code_pitch: int
+    code: dict[str, int]
     shared: int
     cost: int
 
@@ -105,10 +136,41 @@ def make_cut(size: Pair, tile: Pair, channels: int, gradients: bool) -> Cut:
         tiles = ceil_div(own[0], BACK_ROWS) * ceil_div(own[1], BACK_COLS)
         cost += BACKWARD_COST * ceil_div(tiles, WARPS)
     count = ceil_div(size[0] + halo, tile[0]) * ceil_div(size[1] + halo, tile[1])
-    return Cut(tile, count, rows, pitch, code_pitch, 4 * floats, cost)
+    return Cut(tile, count, rows, pitch, {"code_pitch": code_pitch}, 4 * floats, cost)
 
 
-def cuts(size: Pair, channels: int, gradients: bool) -> Iterator[Cut]:
+def make_mma_cut(
+    size: Pair, tile: Pair, channels: int, gradients: bool, filters: int, precision: str
+) -> Cut:
+    """The same for the kernels on tensor cores."""
+    halo = BORDER if gradients else 0
+    height, width = (min(t + halo, s) for t, s in zip(tile, size, strict=True))  # of y
+    own = [min(t, s + halo) for t, s in zip(tile, size, strict=True)]
+    code_rows, code_cols = height + BORDER, width + BORDER
+    rows, pitch = code_rows + 2, round_up_to(code_cols + 2, PITCH)
+    plane = round_up_to(rows * pitch, PLANE)
+    planes = channels * (2 if gradients else 1) * plane
+    positions = round_up(code_rows * code_cols, GROUP)
+    features = round_up(filters, FEATURE_TILE)
+    strips = WARPS * 2 * BAND * 3 * channels * GROUP
+    weights = (18 * channels + 1) * (WARP + 4)
+    floats = round_up(weights + planes, 4) + positions * (features + 4) + strips
+
+    encode, decode, backward = MMA_COSTS[precision]
+    cost = UNIT_COST + LOAD_COST * ceil_div(channels * rows * pitch, THREADS)
+    cost += encode * ceil_div(positions // GROUP, WARPS)
+    bands, along = ceil_div(height, BAND), ceil_div(code_cols, GROUP)
+    chunks = max(1, min(along, WARPS // bands))  # as in the kernel
+    longest = ceil_div(along, chunks) + (chunks > 1)
+    cost += decode * ceil_div(bands * chunks, WARPS) * longest
+    if gradients:
+        cost += backward * ceil_div(ceil_div(own[0] * own[1], GROUP), WARPS)
+    count = ceil_div(size[0] + halo, tile[0]) * ceil_div(size[1] + halo, tile[1])
+    code = {"plane": plane, "positions": positions}
+    return Cut(tile, count, rows, pitch, code, 4 * floats, cost)
+
+
+def cuts(size: Pair, channels: int, gradients: bool, filters: int, precision: str) -> Iterator[Cut]:
     """The whole image, and smaller tiles; widths are even unless there is one."""
     sides = [s + (BORDER if gradients else 0) for s in size]
     heights, widths = (
@@ -117,12 +179,22 @@ def cuts(size: Pair, channels: int, gradients: bool) -> Iterator[Cut]:
     )
     widths = {w if w == sides[1] else round_up(w, 2) for w in widths}
     for tile in itertools.product(sorted(heights, reverse=True), sorted(widths, reverse=True)):
-        yield make_cut(size, tile, channels, gradients)
+        if precision == "float32":
+            yield make_cut(size, tile, channels, gradients)
+        else:
+            yield make_mma_cut(size, tile, channels, gradients, filters, precision)
 
 
 @functools.lru_cache(maxsize=256)
 def cut(
-    n: int, channels: int, size: Pair, gradients: bool, multiprocessors: int, shared_limit: int
+    n: int,
+    channels: int,
+    size: Pair,
+    gradients: bool,
+    multiprocessors: int,
+    shared_limit: int,
+    filters: int = MAX_FILTERS,
+    precision: str = "float32",
 ) -> Cut:
     """The cut with which n images are expected to take the shortest time.
 
@@ -131,12 +203,14 @@ def cut(
         size: (H, W).
         gradients: for `single_layer_step`; False for `single_layer_forward`.
         multiprocessors, shared_limit: of the device; bytes that one block may have.
+        filters, precision: what the kernels on tensor cores need to know.
 
     Raises:
         InputError: if the images are too many for one launch.
     """
     room = shared_limit - STATIC_SHARED
-    fitting = [c for c in cuts(size, channels, gradients) if c.shared <= room]  # 8x8 always fits
+    every = cuts(size, channels, gradients, filters, precision)
+    fitting = [c for c in every if c.shared <= room]  # 8x8 always fits
     best = min(fitting, key=lambda c: ceil_div(n * c.tiles, multiprocessors) * c.cost)
     if n * best.tiles >= 1 << 31:
         raise InputError(f"{n} images are too many for one launch: use a smaller batch")

@@ -21,6 +21,7 @@ from cae_raw.models.deep import VALUE_RANGE as DEEP_RANGE
 from cae_raw.models.deep import check_size
 from cae_raw.models.single_layer import VALUE_RANGE, check_output
 from cae_raw.ops.precision import PRECISIONS
+from cae_raw.ops.single_layer_plan import MAX_CHANNELS, MAX_FILTERS, SPLIT, serves
 from cae_raw.training.optimizers import OPTIMIZERS, SGD, Adam, Optimizer
 
 LARGEST_INPUT = 1000  # far beyond what is useful, but float32 still tells 256 levels apart
@@ -46,7 +47,7 @@ class TrainConfig:
     decoder_activation: str | None = None  # of single-layer; None: its own, tanh
     input_range: tuple[float, float] | None = None  # None: the model's own
     code_size: int = 1568  # of the deep models
-    precision: str = "float32"  # of the products in linear layers
+    precision: str = "float32"  # of the products in linear layers, or in all of single-layer
     loss: str | None = None  # None: the model's own
     optimizer: str = "adam"
     lr: float = 1e-3
@@ -137,9 +138,25 @@ class TrainConfig:
         if self.model in DEEP_MODELS:
             check_size(self.model, height, width, self.code_size)
 
+    def check_precision(self, channels: int = 1) -> None:
+        """Raise InputError where the model for images of so many channels has no such kernels."""
+        if self.precision == "float32" or self.model in DEEP_MODELS:
+            return
+        if self.precision not in SPLIT:
+            raise InputError(
+                f"--precision {self.precision} is for the linear layers of --model deep or "
+                f"deep-same: choose {' or '.join(SPLIT)}, or omit --precision"
+            )
+        if not serves((self.filters, channels, 3, 3)):
+            raise InputError(
+                f"--precision {self.precision} is for models with at most {MAX_CHANNELS} channels "
+                f"and {MAX_FILTERS} filters: omit --precision"
+            )
+
     def make_model(self, image_shape: tuple[int, int, int]) -> Autoencoder:
         """The model for images (C, H, W) with its initial weights, a function of the seed."""
         channels, height, width = image_shape
+        self.check_precision(channels)
         options: dict[str, Any] = {"channels": channels}
         if self.model in DEEP_MODELS:
             options |= {"size": (height, width), "code_size": self.code_size}
@@ -153,6 +170,8 @@ class TrainConfig:
         for layer in model.stack:
             if isinstance(layer, Linear):
                 layer.precision = self.precision
+        if model.fused_cuda is not None:
+            model.fused_cuda.precision = self.precision
         return model
 
     def make_optimizer(self, model: Autoencoder) -> Optimizer:
