@@ -60,20 +60,6 @@ __device__ __forceinline__ void set_kept(Fragment<n>& fragment, int i, unsigned 
   }
 }
 
-// sum += a * b. Tensor cores cut off what they add instead of rounding, so that a long sum drifts
-// towards zero: with SPLIT, each product starts from zero and is added as float32 is.
-__device__ __forceinline__ void add_product(float (&sum)[4], const Fragment<4>& a,
-                                            const Fragment<2>& b) {
-  if (!SPLIT) {
-    mma(sum, a, b);
-    return;
-  }
-  float product[4] = {};
-  mma(product, a, b);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) sum[i] += product[i];
-}
-
 // How an operand's tile lies in shared memory: with K_RUNS, k is its contiguous axis, else the rows
 // are. The pitch keeps pieces 16-byte aligned and puts the 32 words of a fragment into 32 banks.
 template <bool K_RUNS, int ROWS>

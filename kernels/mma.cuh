@@ -111,3 +111,17 @@ __device__ __forceinline__ void mma(float (&d)[4], const Fragment<4>& a, const F
   }
   mma(d, a.big, b.big);
 }
+
+// sum += a * b. Tensor cores cut off what they add instead of rounding, so that a long sum drifts
+// towards zero: with SPLIT, each product starts from zero and is added as float32 is.
+__device__ __forceinline__ void add_product(float (&sum)[4], const Fragment<4>& a,
+                                            const Fragment<2>& b) {
+  if (!SPLIT) {
+    mma(sum, a, b);
+    return;
+  }
+  float product[4] = {};
+  mma(product, a, b);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum[i] += product[i];
+}
