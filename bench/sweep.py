@@ -43,6 +43,7 @@ from cae_raw.measure.race import (  # noqa: E402
     race,
 )
 from cae_raw.measure.racer import Elsewhere, Here, Racer, Rival  # noqa: E402
+from cae_raw.measure.torch_step import CPU_MODES, CUDA_MODES  # noqa: E402
 from cae_raw.models import build  # noqa: E402
 from cae_raw.training.engine import available_threads  # noqa: E402
 
@@ -54,7 +55,9 @@ TORCH_MODES = ["channels_last", "channels_last, memory kept"]
 # What goes through a candidate before the next has its turn: about so many pixels, in a few steps.
 PIXELS_PER_TURN, STEPS_PER_TURN = 1 << 19, 32
 OF_WEIGHTS = 24  # bytes per weight that training and its rival take, gradients and copies included
-OF_IMAGES = 400  # bytes per byte of an image that a framework's maps take; 170 to 250 were measured
+OF_IMAGES = (
+    250  # bytes per byte of an image that PyTorch's maps take in each of its modes, measured
+)
 
 
 def main() -> None:
@@ -67,7 +70,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_threads())
     parser.add_argument("--thread-counts", type=int, nargs="*", help="default: 1, 2, 4 ... THREADS")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--torch", nargs="*", default=TORCH_MODES, help="modes of PyTorch")
+    parser.add_argument(
+        "--torch", nargs="*", default=TORCH_MODES, choices=(*CPU_MODES, *CUDA_MODES),
+        metavar="MODE", help="modes of PyTorch, or none of them",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, help="the JSON file")
     parser.add_argument("--chart", type=Path, help="the PNG file")
     parser.add_argument("--draw", type=Path, help="measure nothing: draw this JSON file")
@@ -136,7 +142,8 @@ def _points(args: argparse.Namespace, modes: list[str]) -> Iterator[dict[str, An
     for size in args.sizes:
         yield {**common, "sweep": "size", "batch": args.size_batch, "size": size}
     if args.device == "cpu":
-        for threads in args.thread_counts or _doubled(args.threads):
+        counts = args.thread_counts
+        for threads in _doubled(args.threads) if counts is None else counts:
             yield {**common, "sweep": "threads", "threads": threads}
 
 
@@ -160,7 +167,7 @@ def _check_memory(point: Mapping[str, Any]) -> None:
         small = build(problem.model, channels=problem.channels, size=problem.size, code_size=1)
         weights = small.parameters.size * 1568
     images = point["batch"] * 3 * point["size"] ** 2
-    needed = OF_WEIGHTS * weights + OF_IMAGES * images * bool(point["torch_modes"])
+    needed = OF_WEIGHTS * weights + OF_IMAGES * images * len(point["torch_modes"])
     there = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if point["device"] == "cpu" and needed > 0.8 * there:
         raise InputError(f"needs about {needed >> 30} GiB of memory, {there >> 30} are free")

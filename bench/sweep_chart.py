@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,11 +34,12 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     kinds = [k for k in SWEEPS if any(p["sweep"] == k for p in result["points"])]
     figure = Figure(figsize=(0.8 + 4.4 * len(kinds), 6.6), layout="constrained")
     panels = figure.subplots(2, len(kinds), squeeze=False)
+    colors = _colors(result["points"])
     for column, kind in enumerate(kinds):
         points = [p for p in result["points"] if p["sweep"] == kind]
         time, memory = panels[:, column]
-        _draw_time(time, points, kind)
-        _draw_memory(memory, points, kind)
+        _draw_time(time, points, kind, colors)
+        _draw_memory(memory, points, kind, colors)
         time.set_title(SWEEPS[kind].title.format(**points[0]), fontsize=10)
         memory.set_xlabel(SWEEPS[kind].axis)
     panels[0][0].set_ylabel("ms per image")
@@ -54,25 +56,29 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _draw_time(axes: Any, points: list[dict[str, Any]], kind: str) -> None:
+def _draw_time(
+    axes: Any, points: list[dict[str, Any]], kind: str, colors: Mapping[str, str]
+) -> None:
     for name, what in ((n, w) for n in _names(points) for w in STYLES):
         x, y = zip(
             *((p[kind], p["candidates"][name][what]["ms_per_image"]) for p in _of(points, name)),
             strict=True,
         )
-        color = _color(points, name)
-        axes.plot(x, y, STYLES[what], color=color, marker="o", ms=3, label=f"{name}: {what}")
+        label = f"{name}: {what}"
+        axes.plot(x, y, STYLES[what], color=colors[name], marker="o", ms=3, label=label)
     _scales(axes, points, kind)
 
 
-def _draw_memory(axes: Any, points: list[dict[str, Any]], kind: str) -> None:
+def _draw_memory(
+    axes: Any, points: list[dict[str, Any]], kind: str, colors: Mapping[str, str]
+) -> None:
     for name in _names(points):
         x, y = zip(
             *((p[kind], p["candidates"][name]["peak_mib"]) for p in _of(points, name)),
             strict=True,
         )
         at_least = [max(v, 1.0) for v in y]
-        axes.plot(x, at_least, color=_color(points, name), marker="o", ms=3, label=name)
+        axes.plot(x, at_least, color=colors[name], marker="o", ms=3, label=name)
     _scales(axes, points, kind)
 
 
@@ -102,6 +108,7 @@ def _of(points: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return [point for point in points if name in point["candidates"]]
 
 
-def _color(points: list[dict[str, Any]], name: str) -> str:
-    rivals = [n for n in _names(points) if n != Ours.name]
-    return OURS if name == Ours.name else RIVALS[(3, 4, 0, 5)[rivals.index(name) % 4]]
+def _colors(points: list[dict[str, Any]]) -> dict[str, str]:
+    rivals = [name for name in _names(points) if name != Ours.name]
+    chosen = itertools.cycle(RIVALS[i] for i in (3, 4, 0, 5))  # far apart
+    return {Ours.name: OURS, **dict(zip(rivals, chosen, strict=False))}

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from cae_raw.backends import choose_backend
 from cae_raw.commands.data import CACHES, load_data
+from cae_raw.commands.light_imports import load_tensorboardx
 from cae_raw.commands.options import check_images_every, check_options
 from cae_raw.data.base import Dataset
 from cae_raw.errors import InputError
@@ -45,6 +46,8 @@ def train(
         )
     if config.size is not None:
         config.check_images(config.size, config.size)  # before images are made that size
+    if tensorboard:
+        load_tensorboardx()
     backend = choose_backend(device)
     check_precision(config.precision, backend)
     cache_dir = runs_dir / CACHES if cache else None

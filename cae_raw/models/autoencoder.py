@@ -15,6 +15,9 @@ from cae_raw.ops.single_layer_step import SingleLayerStep
 class Autoencoder(Sequential):
     """A stack of layers that reconstructs its input.
 
+    A subclass that overrides `forward` must take its `start` and `until`, and gives no fused steps:
+    they are used instead of `forward` where they are there.
+
     Args:
         layers: encoder, then decoder.
         encoder_length: how many of the layers make up the encoder.

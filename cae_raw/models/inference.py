@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cae_raw.backends import NUMPY, Backend
 from cae_raw.data.scaling import Floats, scale_and_shift, to_floats
+from cae_raw.errors import InputError
 from cae_raw.layers import Sequential
 from cae_raw.layers.base import Array, Trace
 from cae_raw.layers.fused import Fused, SingleLayers
@@ -47,7 +48,7 @@ def reconstruct(model: Autoencoder, images: NDArray[np.uint8], *, fused: bool = 
     Values that are not finite, as a diverged model has them, give no warning.
 
     Raises:
-        InputError: if a layer cannot take such images.
+        InputError: if these are no bytes, or a layer cannot take such images.
     """
     return model.backend.to_numpy(_forward(model, images, len(model.stack), fused))
 
@@ -59,14 +60,19 @@ def encode(
 
     Args:
         pooled: give the mean of each map of the code instead, (N, F).
+
+    Raises:
+        InputError: also if means are asked for and the code has no maps.
     """
     backend = model.backend
+    if pooled and len(model.layer_shapes(images.shape[1:])[model.encoder_length]) != 3:
+        raise InputError(f"codes of the model {model.name} have no maps to pool")
     code = _forward(model, images, model.encoder_length, fused)
     with np.errstate(all="ignore"):
         if not pooled:
             return backend.to_numpy(code)
         if backend is NUMPY:
-            return code.mean(axis=(2, 3), dtype=np.float64)
+            return code.mean(axis=(2, 3), dtype=np.float64).astype(code.dtype)
         # A mean is a thousandth of its map to copy, so maps are summed where they are.
         n, f, h, w = code.shape
         sums = conv2d_backward_bias(code.reshape(1, n * f, h, w))
@@ -79,7 +85,7 @@ def decode(
     """Images (N, C, H, W), in the model's range of values, of codes (N, *shape of a code).
 
     Args:
-        masks: as for `Autoencoder.decode`.
+        masks: as for `Autoencoder.decode`, on the model's backend.
 
     Raises:
         InputError: if masks are missing, or codes or masks do not fit the model.
@@ -93,6 +99,8 @@ def decode(
 def _forward(model: Autoencoder, images: NDArray[np.uint8], until: int, fused: bool) -> Array:
     """What the encoder or the whole model makes of images, on its backend."""
     backend = model.backend
+    if images.dtype != np.uint8:
+        raise InputError(f"images must be uint8, 0 to 255, not {images.dtype}")
     with np.errstate(all="ignore"):
         if fused and backend is not NUMPY and model.fused_cuda is not None:
             made = backend.empty((len(images), *model.layer_shapes(images.shape[1:])[until]))

@@ -18,7 +18,6 @@ from typing import Any, BinaryIO
 
 from cae_raw.errors import InputError
 from cae_raw.files import atomic_write, remove_leftovers
-from cae_raw.training import event_messages as messages
 
 PATTERN = "events.out.tfevents.*"
 Event = Any
@@ -43,7 +42,8 @@ class EventFile:
 
     def add(self, step: int, **value: Any) -> None:
         """Write one value: the fields of a `Summary.Value`, and the step that it belongs to."""
-        Summary = messages.summary().Summary
+        from tensorboardX.proto.summary_pb2 import Summary
+
         summary = Summary(value=[Summary.Value(**value)])
         self._write(step=step, summary=summary)
 
@@ -156,9 +156,10 @@ def _records(data: bytes) -> Iterator[bytes]:
 def _parsed(record: bytes) -> Event | None:
     """The event of a record, None if it is none."""
     from google.protobuf.message import DecodeError
+    from tensorboardX.proto.event_pb2 import Event as Message
 
     try:
-        return messages.event().Event.FromString(record[12:-4])
+        return Message.FromString(record[12:-4])
     except DecodeError:
         return None
 
@@ -172,16 +173,21 @@ def _record(event: Event) -> bytes:
 
 def _checksum(data: bytes) -> int:
     """CRC-32C, rotated and shifted, as the format wants it."""
-    crc = messages.checksum().crc32c(data)
+    from tensorboardX.crc32c import crc32c
+
+    crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _event(**fields: Any) -> Event:
-    return messages.event().Event(**fields)
+    from tensorboardX.proto.event_pb2 import Event as Message
+
+    return Message(**fields)
 
 
 def _restart(now: float, step: int) -> Event:
     """Says that earlier events of this step and later ones do not count any more."""
-    SessionLog = messages.event().SessionLog
+    from tensorboardX.proto.event_pb2 import SessionLog
+
     log = SessionLog(status=SessionLog.START)
     return _event(wall_time=now, step=step, session_log=log)

@@ -33,7 +33,6 @@ from cae_raw.layers.loss import LOSSES
 from cae_raw.pictures.figures import FIGURES, pictures
 from cae_raw.pictures.save import png_bytes
 from cae_raw.pictures.view import View
-from cae_raw.training import event_messages as messages
 from cae_raw.training.event_file import Event, EventFile, cut_back
 from cae_raw.training.run_dir import RunDir
 from cae_raw.training.trainer import BatchDone, EpochDone, Trainer
@@ -148,12 +147,14 @@ class EventRecorder:
         return epoch % (self.images_every or IMAGES_EVERY) == 0
 
     def _pictures(self, epoch: int) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
         trainer = self.trainer
         images = np.asarray(trainer.dataset.validation.first(SHOWN_IMAGES))
         view = View(trainer.model, images, name=self.run.path.name, epoch=epoch)
         for picture in pictures(view, SHOWN):
             file = self.train if picture.about == "weights" else self.validation
-            image = messages.summary().Summary.Image(
+            image = Summary.Image(
                 height=picture.image.height,
                 width=picture.image.width,
                 colorspace=3,
@@ -167,7 +168,8 @@ def histogram(values: np.ndarray) -> Any:
 
     Of more than `LARGEST` values every k-th is counted.
     """
-    HistogramProto = messages.summary().HistogramProto
+    from tensorboardX.proto.summary_pb2 import HistogramProto
+
     counted = values.ravel()[:: -(-values.size // LARGEST) or 1]
     counted = counted[np.isfinite(counted)].astype(np.float64)
     if not counted.size:
