@@ -128,7 +128,7 @@ FAULTS = [
     Fault("rounded-before-it-is-split", "linear_mma.cu",
           "SPLIT ? __float_as_uint(v) : word(v, next)", "word(v, next)",
           "linear_forward", "tf32x3-primes"),
-    Fault("last-product-only", "linear_mma.cu", "sum[i] += product[i]", "sum[i] = product[i]",
+    Fault("last-product-only", "mma.cuh", "sum[i] += product[i]", "sum[i] = product[i]",
           "linear_forward", "tf32x3-primes"),
     Fault("tap-number", "pool2d.cu", "winner = p * KW + q;\n        }",
           "winner = p * KH + q;\n        }", "maxpool_forward", "rows-not-columns"),
