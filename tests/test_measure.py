@@ -18,6 +18,8 @@ from PIL import Image
 from cae_raw.backends import Backend
 from cae_raw.commands.bench import bench
 from cae_raw.errors import InputError
+from cae_raw.measure import clock
+from cae_raw.measure import racer as racer_module
 from cae_raw.measure.calls import IN_PLACE, calls_of_a_step
 from cae_raw.measure.ceilings import Ceilings
 from cae_raw.measure.clock import DeviceClock, summary, take_turns
@@ -217,6 +219,18 @@ def test_rivals_in_processes_of_their_own() -> None:
     for racer in kept:
         racer.close()
     assert rivals[0]._process.returncode is not None
+
+
+def test_a_turn_begins_with_steps_that_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a second with every step: the lead-in takes two of them here."""
+    ours, done = Ours(SMALL, SMALL.draw_images(8), threads=1), list[int]()
+    monkeypatch.setattr(ours, "step", lambda indices: done.append(int(indices[0])))
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: float(len(done)))
+    monkeypatch.setattr(racer_module, "LEAD_IN", 1.5)
+    batches = [np.array([k]) for k in range(4)]
+    assert Here(ours).turn("training", batches) == 3e3
+    assert done == [0, 0, 1, 2, 3]
+    ours.close()
 
 
 def test_a_rival_that_cannot_be_made_or_is_gone() -> None:

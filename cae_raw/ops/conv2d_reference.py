@@ -19,8 +19,9 @@ convolutions' time. Products are cut to a million multiply-adds, where OpenBLAS 
 matrices without packing them first: for twelve channels at 60x60, 70 us instead of 107.
 
 The floor for twelve channels at 60x60 is 9.3 million operations, 55 us on one core of a Xeon
-(Sapphire Rapids) at 170 GFLOP/s. It takes 125 to 150 in each direction: 55 for the product, 20 for the copies, 10 for the
-additions, 10 for bias and activation, the rest for maps that come from memory and for calls.
+(Sapphire Rapids) at 170 GFLOP/s. It takes 125 to 150 in each direction: 55 for the product, 20 for
+the copies, 10 for the additions, 10 for bias and activation, the rest for maps that come from
+memory and for calls.
 """
 
 from __future__ import annotations
