@@ -44,8 +44,11 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         memory.set_xlabel(SWEEPS[kind].axis)
     panels[0][0].set_ylabel("ms per image")
     panels[1][0].set_ylabel("peak memory of training, MiB")
-    for axes in panels[:, 0]:
-        axes.legend(frameon=False, fontsize=7, handlelength=3.5)
+    lines, labels = panels[0][0].get_legend_handles_labels()
+    columns = len(_names(result["points"]))
+    figure.legend(
+        lines, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5
+    )
     torch = f", PyTorch {result['torch']}" if result["torch"] else ""
     where = (
         f"{result['cpu']}, {result['threads']} threads"
@@ -78,26 +81,24 @@ def _draw_memory(
             strict=True,
         )
         at_least = [max(v, 1.0) for v in y]
-        axes.plot(x, at_least, color=colors[name], marker="o", ms=3, label=name)
+        axes.plot(x, at_least, color=colors[name], marker="o", ms=3)
     _scales(axes, points, kind)
 
 
 def _scales(axes: Any, points: list[dict[str, Any]], kind: str) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     every = sorted({p[kind] for p in points})
     shown = every[:: 2 if len(every) > 8 else 1]
     axes.set_xticks(shown, [f"{v:,}" for v in shown], fontsize=8)
-    axes.xaxis.set_minor_locator(_no_ticks())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
     axes.grid(True, which="major", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _no_ticks() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
 
 
 def _names(points: list[dict[str, Any]]) -> list[str]:
