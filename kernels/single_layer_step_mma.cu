@@ -81,8 +81,7 @@ struct Sums {
 // the half that its number's last bit names.
 using Strips = float[2][ROWS][SUMS][8];
 
-// Views of the dynamic shared memory. Behind the code lie the strips, so that a read of up to seven
-// positions past its end stays inside.
+// Views of the dynamic shared memory.
 struct Shared {
   Weights<WEIGHT_PITCH>* weights;
   float* x;
@@ -252,7 +251,7 @@ __device__ __forceinline__ void decode(const Shared& s, const Unit& u, const flo
   }
   Strips& of_warp = s.strips[warp];
   const int cols = u.width + BORDER, strips = ceil_div(cols, 8), bands = ceil_div(u.height, ROWS);
-  const int chunks = max(1, min(strips, WARPS / bands));
+  const int chunks = max(1, min(strips, WARPS / bands)), last = (u.height + BORDER) * cols - 1;
   for (int item = warp; item < bands * chunks; item += WARPS) {
     int chunk, i0 = ROWS * divide_piece(item, chunks, chunk);
     const int begin = chunk * strips / chunks, end = (chunk + 1) * strips / chunks;
@@ -261,7 +260,8 @@ __device__ __forceinline__ void decode(const Shared& s, const Unit& u, const flo
 #pragma unroll
       for (int r = 0; r < ROWS + 2; ++r) {
         const int below = min(i0 + r, u.height + 1);
-        const float* from = s.code + (below * cols + 8 * strip + row) * CODE_PITCH + column;
+        const int at = min(below * cols + 8 * strip + row, last);  // no y sees what lies past it
+        const float* from = s.code + at * CODE_PITCH + column;
 #pragma unroll
         for (int t = 0; t < FEATURES / 8; ++t) {
           Fragment<2> code;

@@ -36,6 +36,14 @@ def test_case(gpu: CudaBackend, gpu_case: Case) -> None:
     kernel_checks.check(gpu_case, [gpu, gpu])
 
 
+def test_fused_cases_in_few_blocks(gpu: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two multiprocessors a block of the fused step takes several units, one after the other."""
+    monkeypatch.setattr(gpu, "multiprocessors", 2)
+    for case in ALL:
+        if case.op.startswith("single_layer"):
+            kernel_checks.check(case, [gpu, gpu])
+
+
 def test_every_layer(gpu: CudaBackend) -> None:
     checks = gradcheck.run(backend=gpu)
     assert {check.kernel for check in checks} - {""}, "no kernel was compared"

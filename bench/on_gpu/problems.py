@@ -50,7 +50,8 @@ def problems(tiny: bool = False) -> Iterator[Problem]:
         size = 6 if tiny else size
         yield from _convolution(f"{where} encoder", n, c, 32, size, 2, "tanh")
         yield from _convolution(f"{where} decoder", n, 32, c, size + 2, 0, "tanh")
-        yield from _single_layer(where, n, c, size)
+        # More images than multiprocessors, so that a block takes several, one after the other.
+        yield from _single_layer(where, n if tiny else 8 * n, c, size)
     side = 22 if tiny else 64
     for i, (c, o, size, padding) in enumerate(_deep_convolutions(side)):
         where = f"deep convolution {i + 1}"

@@ -20,6 +20,7 @@ from cae_raw.figures import Figures
 from cae_raw.files import remove_leftovers
 from cae_raw.machine import peak_memory
 from cae_raw.models import Autoencoder
+from cae_raw.ops.precision import check_precision
 from cae_raw.pictures.grid import reconstructions_grid
 from cae_raw.pictures.save import save_png
 from cae_raw.training import checkpoint
@@ -93,7 +94,7 @@ class RunSession:
 
     Raises:
         InputError: if the folder holds a run of another configuration or other data, or a damaged
-            checkpoint.
+            checkpoint, or the configuration's precision is nothing for the backend.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class RunSession:
         backend: Backend = NUMPY,
         threads: int | None = None,
     ) -> None:
+        check_precision(config.precision, backend)
         self.run = run
         self._pictured_at = time.monotonic()
         model = config.make_model(dataset.train.image_shape).to(backend)
