@@ -85,7 +85,7 @@ def idle_steps() -> Iterator[None]:
 
 @contextmanager
 def training_time() -> Iterator[list[float]]:
-    """A list that receives the seconds between the first step and the end of the last epoch."""
+    """A list that receives the seconds of the training, final figures included."""
     train, seconds = RunSession.train, []
 
     def timed(self: RunSession, *arguments: Any, **named: Any) -> Any:

@@ -30,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from peak_memory import peak_mib  # noqa: E402
 from provenance import provenance  # noqa: E402
+from sweep_chart import SWEEPS, draw  # noqa: E402
 
 from cae_raw.backends import choose_backend  # noqa: E402
 from cae_raw.errors import InputError  # noqa: E402
@@ -47,7 +48,6 @@ from cae_raw.measure.torch_step import CPU_MODES, CUDA_MODES  # noqa: E402
 from cae_raw.models import build  # noqa: E402
 from cae_raw.training.engine import available_threads  # noqa: E402
 
-SWEEPS = ("batch", "size", "threads")
 BATCHES = [2**i for i in range(14)]  # 1 to 8,192
 SIZES = [28, 32, 64, 128, 256, 512]
 SIZE_BATCH = 16  # images per step in the sweep over image sizes
@@ -55,9 +55,7 @@ TORCH_MODES = ["channels_last", "channels_last, memory kept"]
 # What goes through a candidate before the next has its turn: about so many pixels, in a few steps.
 PIXELS_PER_TURN, STEPS_PER_TURN = 1 << 19, 32
 OF_WEIGHTS = 24  # bytes per weight that training and its rival take, gradients and copies included
-OF_IMAGES = (
-    250  # bytes per byte of an image that PyTorch's maps take in each of its modes, measured
-)
+OF_IMAGES = 250  # bytes per byte of an image that PyTorch's maps take, in each of its modes
 
 
 def main() -> None:
@@ -89,8 +87,6 @@ def main() -> None:
         if args.out:
             args.out.write_text(json.dumps(result, indent=1) + "\n")
     if args.chart:
-        from sweep_chart import draw
-
         draw(result, args.chart)
 
 

@@ -9,8 +9,8 @@ from importlib import import_module
 def load_tensorboardx() -> None:
     """Load tensorboardX without PyTorch, which it imports where that is installed: two seconds.
 
-    None among the loaded modules makes PyTorch look as if it were not installed. For a program of
-    one thread, before it has others: an import of PyTorch by another one would fail meanwhile.
+    None among the loaded modules makes PyTorch look as if it were not installed. For a program
+    whose other threads do not load PyTorch: an import of it would fail meanwhile.
     """
     if "torch" in sys.modules or "tensorboardX" in sys.modules:
         return

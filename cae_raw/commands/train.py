@@ -46,8 +46,6 @@ def train(
         )
     if config.size is not None:
         config.check_images(config.size, config.size)  # before images are made that size
-    if tensorboard:
-        load_tensorboardx()
     backend = choose_backend(device)
     check_precision(config.precision, backend)
     cache_dir = runs_dir / CACHES if cache else None
@@ -74,7 +72,10 @@ def train(
         elif session.resumed:
             batches = f" and {_count(state.batch, 'batch', 'es')}" if state.batch else ""
             print(f"resuming after {_count(state.epoch, 'epoch')}{batches}", file=out)
-        recorder = EventRecorder(run, images_every) if tensorboard else None
+        recorder = None
+        if tensorboard:
+            load_tensorboardx()
+            recorder = EventRecorder(run, images_every)
         outcome = session.train(epochs, _reporter(out), save_every_seconds, recorder)
     _say_what_next(outcome, data_dir if config.data_dir is None else None, out)
     if tensorboard and outcome.signal is None:

@@ -42,9 +42,9 @@ class EventFile:
 
     def add(self, step: int, **value: Any) -> None:
         """Write one value: the fields of a `Summary.Value`, and the step that it belongs to."""
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto import summary_pb2
 
-        summary = Summary(value=[Summary.Value(**value)])
+        summary = summary_pb2.Summary(value=[summary_pb2.Summary.Value(**value)])
         self._write(step=step, summary=summary)
 
     def flush(self) -> None:
@@ -156,10 +156,10 @@ def _records(data: bytes) -> Iterator[bytes]:
 def _parsed(record: bytes) -> Event | None:
     """The event of a record, None if it is none."""
     from google.protobuf.message import DecodeError
-    from tensorboardX.proto.event_pb2 import Event as Message
+    from tensorboardX.proto import event_pb2
 
     try:
-        return Message.FromString(record[12:-4])
+        return event_pb2.Event.FromString(record[12:-4])
     except DecodeError:
         return None
 
@@ -180,14 +180,14 @@ def _checksum(data: bytes) -> int:
 
 
 def _event(**fields: Any) -> Event:
-    from tensorboardX.proto.event_pb2 import Event as Message
+    from tensorboardX.proto import event_pb2
 
-    return Message(**fields)
+    return event_pb2.Event(**fields)
 
 
 def _restart(now: float, step: int) -> Event:
     """Says that earlier events of this step and later ones do not count any more."""
-    from tensorboardX.proto.event_pb2 import SessionLog
+    from tensorboardX.proto import event_pb2
 
-    log = SessionLog(status=SessionLog.START)
+    log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     return _event(wall_time=now, step=step, session_log=log)

@@ -147,14 +147,14 @@ class EventRecorder:
         return epoch % (self.images_every or IMAGES_EVERY) == 0
 
     def _pictures(self, epoch: int) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto import summary_pb2
 
         trainer = self.trainer
         images = np.asarray(trainer.dataset.validation.first(SHOWN_IMAGES))
         view = View(trainer.model, images, name=self.run.path.name, epoch=epoch)
         for picture in pictures(view, SHOWN):
             file = self.train if picture.about == "weights" else self.validation
-            image = Summary.Image(
+            image = summary_pb2.Summary.Image(
                 height=picture.image.height,
                 width=picture.image.width,
                 colorspace=3,
